@@ -1,0 +1,34 @@
+"""The one exception for a user's mistake, and the way every program of this repository ends on it.
+
+A mistake of the user's (a wrong param, a corrupt file, no network, a full disk) ends in one line on standard error that says
+what, where and what to do, with exit status 1. Everything else is a bug of ours and keeps its stack trace.
+"""
+
+import errno
+import sys
+from collections.abc import Callable
+from typing import Never
+
+
+class ProsemillError(ValueError):
+    """A mistake that the user can mend. The message is one line: what is wrong, where, and what to do."""
+
+
+def exit_with(message: str) -> Never:
+    """Print `error: message` as one line on standard error and exit with status 1."""
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    raise SystemExit(1)
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a program's `main`, turning the user's mistakes and a full disk into one line and exit status 1."""
+    try:
+        main()
+    except ProsemillError as error:
+        exit_with(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        exit_with(f"the disk is full while writing {error.filename or 'an output'}: free some space and run the same command again")
+    except KeyboardInterrupt:
+        exit_with("interrupted; run the same command again to go on")

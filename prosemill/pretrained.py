@@ -1,0 +1,68 @@
+"""Model folders in the Hugging Face format: config.json, model.safetensors, tokenizer.json.
+
+Loading never runs code of the folder: only safetensors are read, and a config that names remote code is refused.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from prosemill.errors import ProsemillError
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model folder. Raises `ProsemillError` if the folder lacks it or it is not a fast one."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ProsemillError(f"{folder} has no tokenizer.json: run `dvc repro download` to fetch the base model again")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return tokenizer
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The causal language model of a folder, on the CPU, in evaluation mode, its weights in `dtype`.
+
+    Raises:
+        ProsemillError: a file is missing, or the config names code of its own.
+    """
+    refuse_remote_code(folder)
+    if not list(folder.glob("*.safetensors")):
+        raise ProsemillError(f"{folder} has no .safetensors file: run `dvc repro download` to fetch the base model again")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False)
+    assert isinstance(model, PreTrainedModel)
+    model.eval()
+    return model
+
+
+def refuse_remote_code(folder: Path) -> None:
+    """Raise `ProsemillError` if the folder's config.json is missing, broken or names code to be imported (`auto_map`)."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ProsemillError(f"{folder} has no config.json: it is not a model folder") from None
+    except ValueError as error:
+        raise ProsemillError(f"{path} is not JSON: {error}") from None
+    if "auto_map" in config:
+        raise ProsemillError(f"{path} names code of its own (auto_map), which Prosemill never runs: choose a model that transformers knows")
+
+
+def end_of_text_id(tokenizer: PreTrainedTokenizerFast, name: str = "auto") -> int:
+    """Id of the token that ends every document.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        name: The token, or `auto`: <|endoftext|> where the vocabulary has it, else the tokenizer's end of sequence.
+
+    Raises:
+        ProsemillError: the vocabulary lacks the token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    token = name if name != "auto" else END_OF_TEXT if END_OF_TEXT in vocabulary else tokenizer.eos_token
+    if token not in vocabulary:
+        raise ProsemillError(f"`tokenize.end_of_text`: the vocabulary has no token {token!r}; name one that it has")
+    return int(vocabulary[token])

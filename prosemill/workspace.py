@@ -1,0 +1,19 @@
+"""Where everything of a workspace lies.
+
+The only place in the Python code that names a data path; dvc.yaml names them again, and a test compares the two.
+"""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+CORPUS = Path("data/corpus")
+TOKENS = Path("data/tokens")
+BLOCKS = Path("data/blocks")
+BASE_MODEL = Path("models/base")
+TRAINED_MODEL = Path("models/trained")
+METRICS = Path("metrics")
+REPORTS = Path("reports")
+SHARD_WORK = Path(".shards")
+CHECKPOINTS = Path(".checkpoints")
+
+SPLITS = ("train", "validation", "test")

@@ -150,7 +150,7 @@ def _in_processes(finish: Callable[[AnyTask], list[Row]], tasks: Sequence[AnyTas
         return
     # A forked child would inherit the threads' locks of tokenizers and Arrow: start clean ones.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         futures = [pool.submit(finish, task) for task in tasks]
         try:
             for future in as_completed(futures):
@@ -159,7 +159,7 @@ def _in_processes(finish: Callable[[AnyTask], list[Row]], tasks: Sequence[AnyTas
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this worker when its parent dies, however it dies: a worker of a killed stage must not write on."""
     parent = multiprocessing.parent_process()
     assert parent is not None

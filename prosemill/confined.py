@@ -8,9 +8,11 @@ A few bytes can make a parser hang, crash or unpack to gigabytes. Here that cost
 import errno
 import importlib
 import multiprocessing
+import os
 import pickle
 import resource
 import signal
+import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -19,7 +21,6 @@ from typing import Any, TypeVar, TypeVarTuple
 import psutil
 
 from prosemill.errors import ProsemillError
-from prosemill.shards import end_with_parent
 
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
@@ -101,7 +102,7 @@ def _answer(
 ) -> None:
     """What the child does: confine itself, call, and send back (True, result) or (False, exception)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and kills the child
-    end_with_parent()
+    _end_with_parent()
     for module in preload:
         importlib.import_module(module)
     _confine(memory_bytes, seconds)
@@ -110,6 +111,18 @@ def _answer(
     except Exception as error:  # noqa: BLE001 - raised again in the parent, whatever it is
         answer = _pickle_error(error)
     sender.send_bytes(answer)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent dies, however it dies."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _confine(memory_bytes: int, seconds: float) -> None:

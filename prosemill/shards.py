@@ -142,7 +142,7 @@ def run_shards(
     plan = sorted([list(task.outputs), list(task.inputs)] for task in tasks)
     code = sha256_of_tree([Path(__file__).parent])
     scratch = SHARD_WORK / f"{stage}-{sha256_of_value([config_digest, plan, code])[:16]}"
-    with _alone(stage):
+    with alone(stage):
         _clear_leftovers(stage, scratch)
         finish = partial(_finish_task, work, scratch, config_digest)
         with progress(stage, total=len(tasks), unit="shards") as bar, closing(_in_processes(stage, finish, tasks)) as finished:
@@ -194,8 +194,8 @@ class _Rate:
 
 
 @contextmanager
-def _alone(stage: str) -> Iterator[None]:
-    """Hold the stage's lock; it ends with the process, however that dies."""
+def alone(stage: str) -> Iterator[None]:
+    """Hold the stage's lock; it ends with the process, however that dies. Raises `ProsemillError` if another process holds it."""
     SHARD_WORK.mkdir(parents=True, exist_ok=True)
     with (SHARD_WORK / f"{stage}.lock").open("w") as lock:
         try:

@@ -218,7 +218,7 @@ class Lora:
 
     r: Count = 16
     """Rank of the adapters."""
-    alpha: Positive = 32.0
+    alpha: Count = 32
     """Scale of the adapters; their product is multiplied by alpha / r."""
     dropout: Share = 0.0
     """Share of the adapters' inputs set to zero while training."""

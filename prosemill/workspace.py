@@ -15,5 +15,6 @@ METRICS = Path("metrics")
 REPORTS = Path("reports")
 SHARD_WORK = Path(".shards")
 CHECKPOINTS = Path(".checkpoints")
+TRACKING = Path(".mlflow")
 
 SPLITS = ("train", "validation", "test")

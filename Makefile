@@ -1,0 +1,43 @@
+# `make run` sets up and runs the whole pipeline; `make test` sets up and runs the tests. A second call installs nothing.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Nothing here reports home; prosemill/telemetry.py says the same to every library.
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+
+.PHONY: run test lint ui bench clean help
+
+run: $(VENV)/run.done ## Raw text to an evaluated model: set up, run what has changed, show the result
+	dvc repro
+	prosemill report
+
+test: $(VENV)/test.done lint ## Linters, types and all tests
+	pytest
+
+lint: $(VENV)/test.done ## Linters and types alone
+	ruff check .
+	ruff format --check .
+	mypy
+
+ui: $(VENV)/run.done ## Open the page of tracked runs
+	prosemill ui
+
+bench: $(VENV)/test.done ## The measurements of benchmarks/RESULTS.md
+	python -m benchmarks
+
+clean: ## Forget the environment and unfinished work; data, models and tracked runs stay
+	rm -rf $(VENV) .shards .checkpoints
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/run.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/test.done: $(VENV)/run.done
+	pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@

@@ -1,0 +1,235 @@
+"""One run, written to MLflow and, if asked, to Weights & Biases.
+
+MLflow's default here is an SQLite file under the repository, by an absolute URI, so that every process and every folder it is started in
+writes to the same place; `MLFLOW_TRACKING_URI` names any other server. A server that goes away while a run is going costs the
+traces, never the training: it is said once, and the run goes on.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from prosemill.console import say
+from prosemill.errors import ProsemillError
+from prosemill.tracking.fingerprint import git_state
+from prosemill.workspace import TRACKING
+
+EXPERIMENT = "prosemill"
+FINGERPRINT_TAG = "prosemill.fingerprint"
+
+TableRow = Mapping[str, str | int | float]
+
+
+class Run(Protocol):
+    """A run that is open for writing. `run_id` is MLflow's."""
+
+    run_id: str
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Values chosen before the run; a param of a reopened run keeps its first value."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Numbers measured in the run, at an optimiser step where there is one."""
+
+    def log_dataset(self, name: str, digest: str, source: str) -> None:
+        """The data that the run read, by its digest."""
+
+    def log_table(self, name: str, rows: Sequence[TableRow]) -> None:
+        """Rows of equal keys; a second call with the same name adds rows."""
+
+    def log_file(self, path: Path, folder: str) -> None:
+        """A picture or report, put into a folder of the run's artifacts."""
+
+
+@contextmanager
+def open_run(fingerprint: str, *, name: str, wandb: bool = False) -> Iterator[Run]:
+    """Open the run of a fingerprint, or start it if there is none; ended as FINISHED, FAILED or KILLED when the block ends.
+
+    Args:
+        fingerprint: What names the run.
+        name: What people see beside the fingerprint.
+        wandb: Whether to write to Weights & Biases as well.
+
+    Raises:
+        ProsemillError: the tracking server does not answer, or Weights & Biases is asked for and not installed.
+    """
+    backends: list[_Backend] = [_Mlflow(fingerprint, name)]
+    if wandb:
+        backends.append(_Wandb(fingerprint, name))
+    run = _Fanout(backends)
+    try:
+        yield run
+    except KeyboardInterrupt:
+        run.end("KILLED")
+        raise
+    except BaseException:
+        run.end("FAILED")
+        raise
+    run.end("FINISHED")
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, or else the SQLite file under the current repository as an absolute URI."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(TRACKING / 'mlflow.db').absolute()}"
+
+
+class _Backend(Run, Protocol):
+    def end(self, status: str) -> None: ...
+
+
+class _Fanout:
+    """Writes to all backends; one that stops answering is left out from then on."""
+
+    def __init__(self, backends: list["_Backend"]) -> None:
+        self._backends = backends
+        self.run_id = backends[0].run_id
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        self._each("log_params", params)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._each("log_metrics", metrics, step)
+
+    def log_dataset(self, name: str, digest: str, source: str) -> None:
+        self._each("log_dataset", name, digest, source)
+
+    def log_table(self, name: str, rows: Sequence[TableRow]) -> None:
+        self._each("log_table", name, rows)
+
+    def log_file(self, path: Path, folder: str) -> None:
+        self._each("log_file", path, folder)
+
+    def end(self, status: str) -> None:
+        self._each("end", status)
+
+    def _each(self, method: str, *arguments: Any) -> None:
+        for backend in list(self._backends):
+            try:
+                getattr(backend, method)(*arguments)
+            except _UnreachableError as error:
+                say(f"warning: {error}; the run goes on without it")
+                self._backends.remove(backend)
+
+
+class _UnreachableError(Exception):
+    """A tracking server that no longer answers."""
+
+
+class _Mlflow:
+    def __init__(self, fingerprint: str, name: str) -> None:
+        # Without these a server that is down holds a run up for many minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        import mlflow
+
+        self._mlflow = mlflow
+        uri = tracking_uri()
+        mlflow.set_tracking_uri(uri)
+        try:
+            with self._reaching():
+                experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+                experiment_id = experiment.experiment_id if experiment else mlflow.create_experiment(EXPERIMENT, _artifact_location(uri))
+                self.run_id = self._start(fingerprint, name, experiment_id)
+        except _UnreachableError as error:
+            raise ProsemillError(f"{error}: start it, or unset MLFLOW_TRACKING_URI to log into {TRACKING}") from None
+
+    def _start(self, fingerprint: str, name: str, experiment_id: str) -> str:
+        query = f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'"
+        found = self._mlflow.MlflowClient().search_runs([experiment_id], query, max_results=1, order_by=["attributes.start_time ASC"])
+        run = self._mlflow.start_run(
+            run_id=found[0].info.run_id if found else None,
+            experiment_id=experiment_id,
+            run_name=f"{name}-{fingerprint[:8]}",
+            log_system_metrics=True,
+        )
+        self._mlflow.set_tags({FINGERPRINT_TAG: fingerprint, **git_state(Path.cwd())})
+        return str(run.info.run_id)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        with self._reaching():
+            known = self._mlflow.MlflowClient().get_run(self.run_id).data.params
+            self._mlflow.log_params({key: value for key, value in params.items() if key not in known})
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        with self._reaching():
+            self._mlflow.log_metrics(dict(metrics), step=step)
+
+    def log_dataset(self, name: str, digest: str, source: str) -> None:
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+
+        # MLflow keeps 36 characters of a digest.
+        dataset = MetaDataset(  # type: ignore[abstract]  # its abstract property is implemented only in name
+            CodeDatasetSource(tags={"source": source}), name=name, digest=digest[:36]
+        )
+        with self._reaching():
+            self._mlflow.log_input(dataset, context="training")
+            self._mlflow.set_tag(f"prosemill.{name}_digest", digest)
+
+    def log_table(self, name: str, rows: Sequence[TableRow]) -> None:
+        columns = {key: [row[key] for row in rows] for key in rows[0]} if rows else {}
+        with self._reaching():
+            self._mlflow.log_table(columns, artifact_file=f"{name}.json")
+
+    def log_file(self, path: Path, folder: str) -> None:
+        with self._reaching():
+            self._mlflow.log_artifact(str(path), artifact_path=folder)
+
+    def end(self, status: str) -> None:
+        with self._reaching():
+            self._mlflow.end_run(status)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        from mlflow.exceptions import MlflowException
+        from requests.exceptions import RequestException
+
+        try:
+            yield
+        except (MlflowException, RequestException) as error:
+            first_line = str(error).split("\n")[0]
+            raise _UnreachableError(
+                f"the MLflow server at {self._mlflow.get_tracking_uri()} does not take what is logged ({first_line})"
+            ) from error
+
+
+class _Wandb:
+    def __init__(self, fingerprint: str, name: str) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise ProsemillError("`train.wandb` is on and wandb is not installed: run `pip install 'prosemill[wandb]'`") from None
+        self._wandb = wandb
+        settings = wandb.Settings(silent=True, disable_git=True, disable_code=True)
+        self._run = wandb.init(project=EXPERIMENT, id=fingerprint, name=f"{name}-{fingerprint[:8]}", resume="allow", settings=settings)
+        self.run_id = str(self._run.id)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        self._run.config.update(dict(params), allow_val_change=True)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._run.log({**metrics, **({} if step is None else {"train/global_step": step})})
+
+    def log_dataset(self, name: str, digest: str, source: str) -> None:
+        self._run.config.update({f"{name}_digest": digest, f"{name}_source": source}, allow_val_change=True)
+
+    def log_table(self, name: str, rows: Sequence[TableRow]) -> None:
+        if rows:
+            self._run.log({name: self._wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])})
+
+    def log_file(self, path: Path, folder: str) -> None:
+        if path.suffix == ".png":
+            self._run.log({f"{folder}/{path.stem}": self._wandb.Image(str(path))})
+
+    def end(self, status: str) -> None:
+        self._run.finish(exit_code=0 if status == "FINISHED" else 1)
+
+
+def _artifact_location(uri: str) -> str | None:
+    """Artifacts of the default SQLite store lie beside it; a server decides for itself."""
+    return (TRACKING / "artifacts").absolute().as_uri() if uri.startswith("sqlite:") else None

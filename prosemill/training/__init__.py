@@ -1,0 +1,186 @@
+"""Fine-tuning: blocks and a base model in, the best model by validation loss out.
+
+    train_model(section, blocks=BLOCKS, base=BASE_MODEL, output=TRAINED_MODEL, metrics=METRICS / "train.json", reports=REPORTS)
+
+The arithmetic of the loss is in `loss`, the Trainer in `trainer`, what is written down while it runs in `record`, and how a model gets its
+adapters and loses them again in `adapters`.
+"""
+
+import json
+import resource
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers.utils import logging as transformers_logging
+
+from prosemill.digests import sha256_of_file, sha256_of_value
+from prosemill.metrics import write_metrics
+from prosemill.params import Train, as_plain
+from prosemill.precision import Arithmetic, choose_arithmetic, choose_device
+from prosemill.pretrained import load_model, load_tokenizer
+from prosemill.shards import MANIFEST
+from prosemill.tokens.blocks import Blocks
+from prosemill.tracking import open_run, run_fingerprint
+from prosemill.training.adapters import add_adapters, count_parameters, export
+from prosemill.training.record import Recorder, Sampler, write_curves, write_samples
+from prosemill.training.throughput import measure_matmul_rate, training_operations_per_token
+from prosemill.training.trainer import BlockCollator, BlockDataset, EvaluateAtTheEnd, TokenWeightedTrainer
+from prosemill.workspace import CHECKPOINTS
+
+LOGS_PER_EVALUATION = 20
+
+
+def train_model(section: Train, *, blocks: Path, base: Path, output: Path, metrics: Path, reports: Path) -> None:
+    """Fine-tune `base` on `blocks` and write the best checkpoint by validation loss, its metrics and its curves.
+
+    Args:
+        section: The train section of params.yaml.
+        blocks: The group stage's folder.
+        base: The base model's folder.
+        output: Where the merged model goes, with its adapter in `adapter/` and `run.json`.
+        metrics: JSON file of the run's metrics.
+        reports: Folder for the loss curves (CSV and PNG) and the samples.
+
+    Raises:
+        ProsemillError: an input is missing or does not fit, or the loss stops being a number.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    # transformers 5.23 warns of its own renaming each time a PEFT model is built.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    fingerprint = fingerprint_of(section, blocks, base)
+    train, validation = Blocks.open(blocks, "train"), Blocks.open(blocks, "validation")
+    sampler = Sampler(load_tokenizer(base), train.end_of_text_id, section.sample_prompts, section.sample_tokens)
+    with open_run(fingerprint, name=base_name(base), wandb=section.wandb) as run:
+        run.log_params({f"train.{key}": value for key, value in as_plain(section).items()})
+        run.log_dataset("blocks", sha256_of_file(blocks / MANIFEST), source=str(blocks))
+        with Recorder(section, run, sampler) as recorder:
+            trainer = build_trainer(section, train, validation, base, CHECKPOINTS / fingerprint, recorder.callbacks())
+            trainer.train()
+        values = _measurements(trainer, recorder, section, train.block_size)
+        run.log_metrics({key: value for key, value in values.items() if isinstance(value, int | float)})
+        write_curves(recorder, reports)
+        write_samples(recorder, reports)
+        run.log_file(reports / "loss_curve.png", "plots")
+        identity = {"fingerprint": fingerprint, "name": base_name(base), "best_step": recorder.best_step}
+        export(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), base, output, identity)
+    write_metrics(metrics, values)
+    shutil.rmtree(CHECKPOINTS / fingerprint)
+
+
+def fingerprint_of(section: Train, blocks: Path, base: Path) -> str:
+    """The fingerprint of training with these params on these blocks from this model."""
+    params = {key: value for key, value in as_plain(section).items() if key != "wandb"}
+    base_files = [base / name for name in ("config.json", "tokenizer.json", *sorted(file.name for file in base.glob("*.safetensors")))]
+    base_digest = sha256_of_value([[file.name, sha256_of_file(file)] for file in base_files])
+    return run_fingerprint(params, sha256_of_file(blocks / MANIFEST), base_digest)
+
+
+def build_trainer(
+    section: Train, train: Blocks, validation: Blocks, base: Path, checkpoints: Path, callbacks: list[TrainerCallback]
+) -> TokenWeightedTrainer:
+    """The Trainer of a run, ready to train: model with adapters, blocks, schedule, callbacks."""
+    device = choose_device()
+    arithmetic = choose_arithmetic(section.precision, device)
+    set_seed(section.seed)
+    model = add_adapters(load_model(base), section.lora)
+    # A cache would switch off the reading of document borders from positions.
+    model.config.use_cache = False
+    trainer = TokenWeightedTrainer(
+        model=model,
+        args=training_arguments(section, checkpoints, arithmetic, device),
+        train_dataset=BlockDataset(train),
+        eval_dataset=BlockDataset(validation, section.max_validation_blocks),
+        data_collator=BlockCollator(train.end_of_text_id, documents_stop_attention=section.documents_stop_attention),
+        callbacks=[EvaluateAtTheEnd(), *callbacks],
+        tokens_per_byte=(validation.num_tokens - validation.num_documents) / validation.num_text_bytes,
+        end_of_text_id=train.end_of_text_id,
+    )
+    trainer.remove_callback(PrinterCallback)  # the recorder speaks for the run
+    return trainer
+
+
+def training_arguments(section: Train, checkpoints: Path, arithmetic: Arithmetic, device: torch.device) -> TrainingArguments:
+    """The train section in Trainer's own terms."""
+    if checkpoints.exists():
+        shutil.rmtree(checkpoints)
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=section.batch_size // section.gradient_accumulation,
+        per_device_eval_batch_size=section.batch_size // section.gradient_accumulation,
+        gradient_accumulation_steps=section.gradient_accumulation,
+        num_train_epochs=section.num_epochs or 1.0,
+        max_steps=section.max_steps or -1,
+        learning_rate=section.learning_rate,
+        lr_scheduler_type=section.schedule,
+        warmup_steps=section.warmup_ratio,
+        weight_decay=section.weight_decay,
+        max_grad_norm=section.max_grad_norm,
+        bf16=arithmetic == "bf16",
+        fp16=arithmetic == "fp16",
+        use_cpu=device.type == "cpu",
+        activation_checkpointing=section.gradient_checkpointing,
+        eval_strategy="steps",
+        eval_steps=section.evaluation_interval,
+        eval_on_start=True,
+        save_strategy="steps",
+        save_steps=section.evaluation_interval,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_steps=max(1, section.evaluation_interval // LOGS_PER_EVALUATION),
+        # A filtered NaN looks like progress.
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+        seed=section.seed,
+        data_seed=section.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+    )
+
+
+def base_name(base: Path) -> str:
+    """The architecture's name in a base model's config, as in `llama`."""
+    return str(json.loads((base / "config.json").read_text(encoding="utf-8"))["model_type"])
+
+
+def _measurements(trainer: TokenWeightedTrainer, recorder: Recorder, section: Train, block_size: int) -> dict[str, Any]:
+    device = trainer.args.device
+    arithmetic = choose_arithmetic(section.precision, device)
+    num_tokens = trainer.state.global_step * section.batch_size * block_size
+    tokens_per_second = num_tokens / recorder.step_seconds
+    matmul_rate = measure_matmul_rate(arithmetic, device)
+    model = trainer.model
+    assert model is not None
+    num_parameters, num_trained = count_parameters(model)
+    operations = training_operations_per_token(model, block_size)
+    return {
+        "arithmetic": arithmetic,
+        "best_step": recorder.best_step,
+        "best_validation_loss": recorder.best["validation_loss"],
+        "best_validation_bits_per_byte": recorder.best["validation_bits_per_byte"],
+        "base_validation_loss": recorder.validation[0]["validation_loss"],
+        "base_validation_bits_per_byte": recorder.validation[0]["validation_bits_per_byte"],
+        "device": device.type,
+        "matmul_teraflops_per_second": matmul_rate / 1e12,
+        "mfu": tokens_per_second * operations / matmul_rate,
+        "num_parameters": num_parameters,
+        "num_steps": trainer.state.global_step,
+        "num_tokens": num_tokens,
+        "num_trained_parameters": num_trained,
+        "peak_memory_bytes": _peak_memory(device),
+        "tokens_per_second": tokens_per_second,
+        "train_seconds": recorder.step_seconds,
+    }
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,12 +1,21 @@
-"""What a person sees while a stage works: a progress bar on a terminal, plain lines everywhere else."""
+"""What a person sees while a stage works: a progress bar on a terminal, plain lines everywhere else.
 
+with progress("tokenize", total=24, unit="shards") as bar:
+    bar.advance(note="1,234,567 tokens/s")
+"""
+
+import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
-PLAIN_INTERVAL = 5.0  # seconds between two plain lines
+TICK = 1.0  # seconds between two looks at the clock
+PLAIN_INTERVAL = 5.0  # seconds between two plain lines, or a twentieth of the time so far if that is more
+
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}{postfix}]"
 
 
 class Progress(Protocol):
@@ -19,11 +28,12 @@ class Progress(Protocol):
 def progress(description: str, total: int, unit: str) -> Iterator[Progress]:
     """Show progress towards `total` units: a bar on a terminal, otherwise a line every few seconds and one at the end."""
     if sys.stderr.isatty():
-        with _Bar(description, total, unit) as bar:
+        with _Bar(description, total, unit) as bar, _ticking(bar.refresh):
             yield bar
     else:
         lines = _Lines(description, total, unit)
-        yield lines
+        with _ticking(lines.refresh):
+            yield lines
         lines.finish()
 
 
@@ -33,11 +43,31 @@ def say(message: str) -> None:
     sys.stderr.flush()
 
 
+@contextmanager
+def _ticking(refresh: Callable[[], None]) -> Iterator[None]:
+    """Call `refresh` from time to time, so that a long step does not look like a halt."""
+    over = threading.Event()
+
+    def tick() -> None:
+        while not over.wait(TICK):
+            refresh()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 class _Bar:
     def __init__(self, description: str, total: int, unit: str) -> None:
         from tqdm import tqdm
 
-        self._bar = tqdm(total=total, desc=description, unit=f" {unit}", leave=True, dynamic_ncols=True)
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        width: dict[str, Any] = {"dynamic_ncols": True} if columns else {"ncols": 80}  # tqdm fills a width of 0 with nothing
+        self._bar = tqdm(total=total, desc=description, unit=unit, leave=True, bar_format=BAR, **width)
 
     def __enter__(self) -> "_Bar":
         return self
@@ -49,6 +79,9 @@ class _Bar:
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(amount)
 
+    def refresh(self) -> None:
+        self._bar.refresh()
+
 
 class _Lines:
     def __init__(self, description: str, total: int, unit: str) -> None:
@@ -58,7 +91,10 @@ class _Lines:
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self._done, self._note = self._done + amount, note
-        if time.monotonic() - self._last_line >= PLAIN_INTERVAL:
+
+    def refresh(self) -> None:
+        now = time.monotonic()
+        if now - self._last_line >= max(PLAIN_INTERVAL, (now - self._start) / 20):
             self._say()
 
     def finish(self) -> None:

@@ -207,7 +207,7 @@ def alone(stage: str) -> Iterator[None]:
 
 def _clear_leftovers(stage: str, scratch: Path) -> None:
     """Delete the work of other fingerprints, and files that a kill left half written."""
-    for stale in SHARD_WORK.glob(f"{stage}-*"):
+    for stale in SHARD_WORK.glob(f"{stage}-" + "[0-9a-f]" * 16):
         if stale != scratch:
             shutil.rmtree(stale)
     for part in scratch.rglob("*.part"):
@@ -294,11 +294,15 @@ def write_durably(path: Path, text: str) -> None:
     """Write a small file so that it is there whole or not at all: temporary name, sync, rename, sync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _temporary(path)
-    with part.open("wb", buffering=0) as file:
-        writer = HashingWriter(file)
-        writer.write(text.encode("utf-8"))
-        writer.sync()
-    part.replace(path)
+    try:
+        with part.open("wb", buffering=0) as file:
+            writer = HashingWriter(file)
+            writer.write(text.encode("utf-8"))
+            writer.sync()
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
 
 

@@ -68,9 +68,13 @@ class Encoder:
 
     def _encode_whole(self, text: str) -> bytes:
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
-        ids = np.array(encoding.ids, self.dtype)
-        assert self._end_of_text not in ids, "the tokenizer makes the end-of-text token out of ordinary text"
-        return ids.tobytes()
+        ids = encoding.ids
+        if self._end_of_text in ids:
+            raise ProsemillError(
+                f"`tokenize.end_of_text`: {self._tokenizer.id_to_token(self._end_of_text)!r} also occurs inside documents: "
+                "name a token in params.yaml that ordinary text never gives"
+            )
+        return np.array(ids, self.dtype).tobytes()
 
 
 class _Words(dict[str, bytes]):

@@ -39,16 +39,18 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
 
 
 def refuse_remote_code(folder: Path) -> None:
-    """Raise `ProsemillError` if the folder's config.json is missing, broken or names code to be imported (`auto_map`)."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ProsemillError(f"{folder} has no config.json: it is not a model folder") from None
-    except ValueError as error:
-        raise ProsemillError(f"{path} is not JSON: {error}") from None
-    if "auto_map" in config:
-        raise ProsemillError(f"{path} names code of its own (auto_map), which Prosemill never runs: choose a model that transformers knows")
+    """Raise `ProsemillError` if the folder has no config.json, or one of its configs is broken or names code to be imported (`auto_map`)."""
+    if not (folder / "config.json").is_file():
+        raise ProsemillError(f"{folder} has no config.json: it is not a model folder")
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        try:
+            config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except (ValueError, RecursionError) as error:
+            raise ProsemillError(f"{path} is not JSON: {error}") from None
+        if "auto_map" in config:
+            raise ProsemillError(
+                f"{path} names code of its own (auto_map), which Prosemill never runs: choose a model that transformers knows"
+            )
 
 
 def end_of_text_id(tokenizer: PreTrainedTokenizerFast, name: str = "auto") -> int:

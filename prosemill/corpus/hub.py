@@ -123,14 +123,13 @@ def _local_files(corpus: HubCorpus) -> list[_File]:
 def _remote_files(corpus: HubCorpus) -> list[_File]:
     if corpus.repository.startswith((".", "/", "~")):
         raise ProsemillError(f"`download.corpus.repository`: the folder {corpus.repository} does not exist")
-    if not REPOSITORY.match(corpus.repository) or ".." in corpus.repository:
-        raise ProsemillError(f"`download.corpus.repository`: {corpus.repository!r} is no dataset's name; give owner/name or a local folder")
+    refuse_wrong_name(corpus.repository, "download.corpus.repository")
     if corpus.revision is None:
         raise ProsemillError("`download.corpus.revision` is missing: pin the dataset's commit, 40 hexadecimal digits of its history page")
     from huggingface_hub import HfApi, constants
 
     refuse_endpoint(constants.ENDPOINT)
-    with _hub_errors(corpus):
+    with hub_errors(f"dataset {corpus.repository} at {corpus.revision}"):
         siblings = HfApi().dataset_info(corpus.repository, revision=corpus.revision, files_metadata=True).siblings or []
     parquet = {sibling.rfilename: sibling for sibling in siblings if sibling.rfilename.endswith(".parquet")}
     chosen = sorted(name for name in parquet if _is_chosen(name, corpus.configuration))
@@ -174,18 +173,23 @@ class _Fetch:
     def __call__(self) -> Path:
         from huggingface_hub import hf_hub_download
 
-        with _hub_errors(self.corpus):
+        with hub_errors(f"dataset {self.corpus.repository} at {self.corpus.revision}"):
             path = hf_hub_download(self.corpus.repository, self.name, repo_type="dataset", revision=self.corpus.revision)
         return Path(path).resolve()
 
 
+def refuse_wrong_name(repository: str, key: str) -> None:
+    """Raise `ProsemillError` unless it is a repository's name, never an address or a path; `key` is the param that holds it."""
+    if not REPOSITORY.match(repository) or ".." in repository:
+        raise ProsemillError(f"`{key}`: {repository!r} is no repository's name; give owner/name or a local folder")
+
+
 @contextmanager
-def _hub_errors(corpus: HubCorpus) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line that says what to do."""
+def hub_errors(what: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises into one line that says what to do; `what` is being fetched."""
     from huggingface_hub import constants, errors
 
     http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
-    what = f"dataset {corpus.repository} at {corpus.revision}"
     local = "or fetch it elsewhere and set `repository` to the folder"
     try:
         yield
@@ -194,7 +198,7 @@ def _hub_errors(corpus: HubCorpus) -> Iterator[None]:
     except errors.RepositoryNotFoundError:
         raise ProsemillError(f"{what} is not found at {constants.ENDPOINT}: correct its name, or log in if it is private") from None
     except (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError):
-        raise ProsemillError(f"{what} is not found: this dataset has no such commit; copy the commit from its history page") from None
+        raise ProsemillError(f"{what} is not found: it has no such commit; copy the commit from its history page") from None
     except errors.OfflineModeIsEnabled:
         raise ProsemillError(f"no network: HF_HUB_OFFLINE is set, so {what} cannot be fetched; unset it, {local}") from None
     except errors.HfHubHTTPError as error:

@@ -1,0 +1,153 @@
+"""A Hugging Face model at a pinned commit, or a local folder of the same format: configuration, tokenizer and safetensors alone.
+
+    metrics = write_hub_model(HubModel(source="hub", repository="owner/name", revision="…"), folder)
+
+Pickled weights and Python files are never fetched, and none of a local folder are read. transformers sees a folder of links to the files
+that are known here, so nothing else in the repository (adapters, code, other frameworks' weights) has a say.
+"""
+
+import json
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from prosemill.base_model.saving import FAMILIES, quiet, save_base_model
+from prosemill.console import say
+from prosemill.corpus.folder import list_files
+from prosemill.corpus.hub import hub_errors, refuse_endpoint, refuse_wrong_name
+from prosemill.errors import ProsemillError
+from prosemill.params import HubModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+KEY = "download.model.repository"
+WEIGHTS = ("model.safetensors", "model-*.safetensors")
+SETTINGS = ("config.json", "generation_config.json", "model.safetensors.index.json", "chat_template.jinja")
+TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "*.model")
+KNOWN = (*SETTINGS, *TOKENIZER, *WEIGHTS)
+OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.safetensors")
+
+
+def write_hub_model(model: HubModel, folder: Path) -> dict[str, Any]:
+    """Fetch the model or read its local folder, write it as one safetensors file in its own dtype, and return its metrics.
+
+    Raises:
+        ProsemillError: there is no network, or the model is not found, incomplete, broken, in another format, of an unknown family, or
+            brings code of its own.
+    """
+    source = _local_folder(model) or _fetch(model)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="base-model-links-") as links:
+        view = _view(source, Path(links), model.repository)
+        say(f"reading the model {model.repository}")
+        with quiet():
+            return save_base_model(*_load(view, model.repository), folder)
+
+
+def _local_folder(model: HubModel) -> Path | None:
+    """The repository as a folder's real path, or None if it is a name on the hub."""
+    path = Path(model.repository).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if model.repository.startswith((".", "/", "~")):
+        raise ProsemillError(f"`{KEY}`: the folder {model.repository} does not exist")
+    return None
+
+
+def _fetch(model: HubModel) -> Path:
+    """The known files of the repository's commit, in huggingface_hub's own cache."""
+    refuse_wrong_name(model.repository, KEY)
+    if model.revision is None:
+        raise ProsemillError("`download.model.revision` is missing: pin the model's commit, 40 hexadecimal digits of its history page")
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    refuse_endpoint(constants.ENDPOINT)
+    with hub_errors(f"model {model.repository} at {model.revision}"):
+        found = Path(snapshot_download(model.repository, revision=model.revision, allow_patterns=list(KNOWN))).resolve()
+        if not _files(found, WEIGHTS):
+            _refuse_format(HfApi().list_repo_files(model.repository, revision=model.revision), model.repository)
+    return found
+
+
+def _files(source: Path, patterns: tuple[str, ...]) -> list[PurePosixPath]:
+    # In huggingface_hub's own cache a snapshot's files are links to the model's blobs, two folders up.
+    boundary = source.parents[1] if source.parent.name == "snapshots" else source
+    return list_files(source, patterns, boundary)
+
+
+def _view(source: Path, view: Path, repository: str) -> Path:
+    """A folder of links to the known files. Raises `ProsemillError` if one is missing, or the config is not one to be loaded."""
+    from prosemill.pretrained import refuse_remote_code
+
+    if not _files(source, WEIGHTS):
+        _refuse_format([name.as_posix() for name in _files(source, OTHER_WEIGHTS)], repository)
+    for name in _files(source, KNOWN):
+        (view / name).symlink_to(source / name)
+    try:
+        refuse_remote_code(view)
+    except ProsemillError as error:
+        raise ProsemillError(str(error).replace(str(view), repository)) from None
+    _check_config(_read_json(view / "config.json", repository), repository)
+    _check_shards(view, repository)
+    return view
+
+
+def _refuse_format(names: list[str], repository: str) -> None:
+    others = sorted(name for name in names if any(PurePosixPath(name).match(pattern) for pattern in OTHER_WEIGHTS))
+    fault = (
+        f"only {', '.join(others[:5])}: convert it to model.safetensors first" if others else "and no other weights: choose another model"
+    )
+    raise ProsemillError(f"{repository} has no model.safetensors, {fault}")
+
+
+def _read_json(path: Path, repository: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ProsemillError(f"{path.name} of {repository} is not JSON ({error}): fetch it again") from None
+    if not isinstance(content, dict):
+        raise ProsemillError(f"{path.name} of {repository} is not a JSON object: fetch it again")
+    return content
+
+
+def _check_config(config: dict[str, Any], repository: str) -> None:
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise ProsemillError(f"`{KEY}`: {repository} is of the family {family!r}, not one of {', '.join(FAMILIES)}: choose another model")
+    if "quantization_config" in config:
+        raise ProsemillError(f"`{KEY}`: {repository} is quantised, and such weights cannot be trained: choose its original")
+
+
+def _check_shards(view: Path, repository: str) -> None:
+    """Raise `ProsemillError` unless every file that the index of the weights names is there."""
+    index = view / "model.safetensors.index.json"
+    if not index.exists():
+        return
+    weights = _read_json(index, repository).get("weight_map")
+    names = {str(name) for name in weights.values()} if isinstance(weights, dict) else set()
+    present = {path.name for path in view.iterdir()}
+    missing = sorted(names - present)
+    if missing:
+        raise ProsemillError(f"{repository} lacks {', '.join(missing[:5])}, which {index.name} names: fetch it again, whole")
+
+
+def _load(view: Path, repository: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast]":
+    """The model in its own dtype and its fast tokenizer."""
+    import safetensors
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(view, **options)
+        answer: Any = AutoModelForCausalLM.from_pretrained(view, dtype="auto", use_safetensors=True, output_loading_info=True, **options)
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError, safetensors.SafetensorError) as error:
+        raise ProsemillError(f"{repository} cannot be loaded ({type(error).__name__}: {error}): fetch it again or choose another") from None
+    model: PreTrainedModel = answer[0]
+    report = answer[1]
+    faults = sorted(str(name) for fault in ("missing_keys", "mismatched_keys") for name in report[fault])
+    if faults:
+        raise ProsemillError(f"{repository} lacks {len(faults)} of its weights ({', '.join(faults[:3])}): fetch it again or choose another")
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ProsemillError(f"{repository} has no fast tokenizer (tokenizer.json): choose another model")
+    model.eval()
+    return model, tokenizer

@@ -1,0 +1,104 @@
+"""A small LLaMA with random weights and a byte-level BPE tokenizer trained on the corpus: for tests, trials and own languages.
+
+    metrics = write_scratch_model(ScratchModel(source="scratch", num_layers=2), Path("data/corpus"), folder)
+
+The same corpus and params give the same bytes.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prosemill.base_model.saving import quiet, save_base_model
+from prosemill.console import say
+from prosemill.errors import ProsemillError
+from prosemill.params import ScratchModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+BATCH_ROWS = 256
+BYTE_LEVEL_TOKENS = 257  # every byte and the end of text
+
+
+def write_scratch_model(model: ScratchModel, corpus: Path, folder: Path) -> dict[str, Any]:
+    """Train the tokenizer on the corpus's train split, draw the weights, write both, and return the model's metrics.
+
+    Raises:
+        ProsemillError: the heads' width is odd, or the train split has no text.
+    """
+    if model.hidden_size // model.num_heads % 2:
+        raise ProsemillError(
+            f"`download.model`: hidden_size {model.hidden_size} over num_heads {model.num_heads} is odd, "
+            "and rotary positions turn pairs of numbers: change one of them"
+        )
+    say(f"training a tokenizer of {model.vocabulary_size:,} tokens")
+    with quiet():
+        tokenizer = train_tokenizer(model.vocabulary_size, _texts(corpus))
+        return save_base_model(draw_model(model, len(tokenizer)), tokenizer, folder)
+
+
+def train_tokenizer(vocabulary_size: int, texts: Iterator[list[str]]) -> "PreTrainedTokenizerFast":
+    """A byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al. 2019) whose end of text has id 0.
+
+    It has fewer tokens than asked for when the text holds too few pairs to merge.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from prosemill.pretrained import END_OF_TEXT
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    if backend.get_vocab_size() == BYTE_LEVEL_TOKENS < vocabulary_size:
+        raise ProsemillError(
+            "the corpus's train split has no text to train a tokenizer on: add documents or lower the other splits' shares"
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT, bos_token=None, unk_token=None)
+
+
+def draw_model(model: ScratchModel, vocabulary_size: int) -> "PreTrainedModel":
+    """A LLaMA with random weights in fp32, drawn by the section's seed; the process's own random state is kept."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=_feed_forward_width(model.hidden_size),
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_heads,
+        max_position_embeddings=model.context_size,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=None,  # the embedding of a padding token would never be trained
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(model.seed)
+        drawn = LlamaForCausalLM(config)
+    drawn.eval()
+    return drawn
+
+
+def _feed_forward_width(hidden_size: int) -> int:
+    """Two thirds of four times the width, as the gated layer has three matrices (Shazeer 2020), in multiples of 32."""
+    return -(-8 * hidden_size // (3 * 32)) * 32
+
+
+def _texts(corpus: Path) -> Iterator[list[str]]:
+    """The train split's texts in batches, in the order of the shards."""
+    from pyarrow import parquet
+
+    for path in sorted((corpus / "train").glob("*.parquet")):
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=["text"], use_threads=False):
+                yield batch.column("text").to_pylist()

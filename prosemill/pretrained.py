@@ -39,7 +39,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
 
 
 def refuse_remote_code(folder: Path) -> None:
-    """Raise `ProsemillError` if the folder has no config.json, or one of its configs is broken or names code to be imported (`auto_map`)."""
+    """Raise `ProsemillError` if the folder has no config.json, or a config of it is broken or names code to be imported (`auto_map`)."""
     if not (folder / "config.json").is_file():
         raise ProsemillError(f"{folder} has no config.json: it is not a model folder")
     for path in (folder / "config.json", folder / "tokenizer_config.json"):

@@ -46,10 +46,8 @@ def build_base_model(section: Download, corpus: Path, output: Path) -> dict[str,
             shutil.rmtree(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         scratch.replace(output)
-    if metrics["num_bytes_without_token"]:
-        say(
-            f"the base model's tokenizer has no token for {metrics['num_bytes_without_token']} of the bytes that UTF-8 text is made of: a text that holds one does not come back"
-        )
+    if lost := metrics["num_bytes_without_token"]:
+        say(f"the base model's tokenizer has no token for {lost} of UTF-8's bytes: a text that holds one loses it")
     return metrics
 
 

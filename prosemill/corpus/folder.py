@@ -25,7 +25,9 @@ def real_folder(given: str, key: str) -> Path:
     return path.resolve()
 
 
-def list_files(root: Path, patterns: Sequence[str], boundary: Path | None = None) -> list[PurePosixPath]:
+def list_files(
+    root: Path, patterns: Sequence[str], boundary: Path | None = None, left_out: frozenset[str] = frozenset()
+) -> list[PurePosixPath]:
     """Paths, relative to the root and sorted, of the files that match one of the patterns.
 
     `**` is any number of folders. As in a shell, a wildcard does not match names that begin with a dot. A link to a folder inside the
@@ -35,17 +37,19 @@ def list_files(root: Path, patterns: Sequence[str], boundary: Path | None = None
         root: A real path.
         patterns: Globs relative to the root.
         boundary: Real path of the folder that links may not leave; the root itself by default.
+        left_out: Names of folders that are not entered.
 
     Raises:
         ProsemillError: a pattern leaves the root, a link leads out of it, a name is not UTF-8, or a match is no regular file.
     """
     split_patterns = [_parts_of(pattern) for pattern in patterns]
     names = []
-    for name in _walk(root, boundary or root):
-        if any(_matches(name.parts, pattern) for pattern in split_patterns):
+    for name in _walk(root, boundary or root, left_out):
+        parts = tuple(name.split("/"))
+        if any(_matches(parts, pattern) for pattern in split_patterns):
             _refuse_irregular(root / name, boundary or root)
             names.append(name)
-    return sorted(names, key=lambda name: name.as_posix())
+    return [PurePosixPath(name) for name in sorted(names)]
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -78,20 +82,22 @@ def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def _walk(root: Path, boundary: Path) -> Iterator[PurePosixPath]:
+def _walk(root: Path, boundary: Path, left_out: frozenset[str]) -> Iterator[str]:
+    """Every file's path relative to the root, with forward slashes. Paths are strings, as there may be millions."""
     for folder, folders, files in os.walk(root, onerror=_refuse_unreadable):
-        here = Path(folder)
-        for name in folders:
-            if (here / name).is_symlink() and not name.startswith("."):
-                _refuse_escape(here / name, boundary)
-        folders[:] = sorted(name for name in folders if not (here / name).is_symlink())
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        for name in links:
+            if not name.startswith(".") and name not in left_out:
+                _refuse_escape(Path(folder, name), boundary)
+        folders[:] = sorted(set(folders) - set(links) - left_out)
+        below = folder.removeprefix(str(root)).replace(os.sep, "/").lstrip("/")
         for name in files:
-            relative = (here / name).relative_to(root).as_posix()
+            relative = f"{below}/{name}" if below else name
             try:
                 relative.encode("utf-8")
             except UnicodeEncodeError:
                 raise ProsemillError(f"{relative!r} below {root}: the file's name is not UTF-8; rename it") from None
-            yield PurePosixPath(relative)
+            yield relative
 
 
 def _refuse_unreadable(error: OSError) -> None:

@@ -17,7 +17,7 @@ from prosemill.corpus.files import file_states
 from prosemill.corpus.folder import list_files, open_regular
 from prosemill.params import PythonSourceCorpus
 
-LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+LEFT_OUT = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 
 
 class PythonSource:
@@ -26,8 +26,8 @@ class PythonSource:
     def __init__(self, _: PythonSourceCorpus, root: Path | None = None) -> None:
         self._root = (root or Path(sysconfig.get_path("stdlib"))).resolve()
         # Some systems link a module from elsewhere (sitecustomize.py from /etc): the library is trusted, such files are not of it.
-        names = list_files(self._root, ("**/*.py",), boundary=Path("/"))
-        self._names = [name for name in names if not LEFT_OUT & set(name.parts) and not (self._root / name).is_symlink()]
+        names = list_files(self._root, ("**/*.py",), boundary=Path("/"), left_out=LEFT_OUT)
+        self._names = [name for name in names if not (self._root / name).is_symlink()]
         self.dropped: Counter[str] = Counter(num_not_utf8=0)
         self.num_bytes = sum((self._root / name).stat().st_size for name in self._names)
 

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Never
 
+from prosemill.telemetry import switch_off
+
 
 class ProsemillError(ValueError):
     """A mistake that the user can mend. The message is one line: what is wrong, where, and what to do."""
@@ -21,7 +23,11 @@ def exit_with(message: str) -> Never:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a program's `main`, turning the user's mistakes and a full disk into one line and exit status 1."""
+    """Run a program's `main`, turning the user's mistakes and a full disk into one line and exit status 1.
+
+    The libraries' usage reports are switched off before (prosemill/telemetry.py).
+    """
+    switch_off()
     try:
         main()
     except ProsemillError as error:

@@ -1,0 +1,78 @@
+"""Builds a corpus in the current folder again and again, each time killed at the next point where it touches the disk's order.
+
+    python -m tests.corpus.killing EXPECTED
+
+A point is a call of fsync, replace, link, unlink or rmtree. After each kill the build is run again, and its bytes must be those of
+EXPECTED, a JSON file of digests. Prints the number of points. A process of its own, as it forks: a test process may hold threads. The
+disk is not really synced, which is slow: a killed process loses nothing that it has written.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+
+from prosemill.corpus import build_corpus
+from prosemill.workspace import CORPUS, SHARD_WORK
+from tests.corpus.corpora import download, files, tree_digests
+
+POINTS = ((os, "fsync"), (os, "replace"), (os, "link"), (os, "unlink"), (shutil, "rmtree"))
+
+
+def build(kill_at: int | None) -> bool:
+    """Build in a forked child that is killed just before its `kill_at`-th point; whether it came to its end."""
+    child = os.fork()
+    if child == 0:
+        os.fsync = no_sync
+        if kill_at is not None:
+            arm(kill_at)
+        build_corpus(download(files("texts", max_documents=20)), CORPUS)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return not os.WIFSIGNALED(status)
+
+
+def no_sync(fd: object) -> None:
+    """Stands for `os.fsync`."""
+
+
+def arm(kill_at: int) -> None:
+    count = 0
+
+    def armed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **keywords: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **keywords)
+
+        return wrapper
+
+    for module, name in POINTS:
+        setattr(module, name, armed(getattr(module, name)))
+
+
+def main() -> None:
+    pyarrow.array([""])  # imports what each child would import again
+    expected = json.loads(Path(sys.argv[1]).read_text())
+    point = 1
+    while not build(point):
+        assert build(None), point
+        assert tree_digests(CORPUS) == expected, point
+        assert not list(SHARD_WORK.glob("partition-*")), point
+        for folder in (CORPUS, SHARD_WORK):
+            shutil.rmtree(folder)
+        point += 1
+    sys.stdout.write(str(point - 1))
+
+
+if __name__ == "__main__":
+    main()

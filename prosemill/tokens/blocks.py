@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prosemill.errors import ProsemillError
 from prosemill.shards import Row
-from prosemill.tokens.files import DTYPES, check_size, open_tokens, rows_with
+from prosemill.tokens.files import check_row, check_size, open_tokens, rows_with
 
 SPLIT_FACTS = ("split_num_tokens", "split_num_documents", "split_num_text_bytes")
-FACTS = ("num_blocks", "block_size", "dtype", "end_of_text_id", *SPLIT_FACTS)
+FACTS = ("num_tokens", "block_size", "dtype", "end_of_text_id", *SPLIT_FACTS)
 
 
 class Blocks:
@@ -29,7 +28,7 @@ class Blocks:
     def __init__(self, folder: Path, split: str, rows: list[Row]) -> None:
         self.folder, self.split = folder, split
         self._shards = [open_tokens(check_size(folder, row), row["dtype"]) for row in rows]
-        self._ends = list(accumulate(int(row["num_blocks"]) for row in rows))
+        self._ends = list(accumulate(int(row["num_tokens"]) // int(row["block_size"]) for row in rows))
         first = rows[0]
         self.block_size: int = first["block_size"]
         """Tokens in a block."""
@@ -51,9 +50,7 @@ class Blocks:
         """
         rows = rows_with(folder, split, FACTS)
         for row in rows:
-            expected = row["num_blocks"] * row["block_size"] * DTYPES[row["dtype"]].itemsize
-            if row["num_bytes"] != expected or any(row[fact] != rows[0][fact] for fact in FACTS[1:]):
-                raise ProsemillError(f"the manifest of {folder} contradicts itself at {row['file']}: delete the folder and run `dvc repro`")
+            check_row(folder, row, rows[0], same=FACTS[1:])
         return cls(folder, split, rows)
 
     def __len__(self) -> int:

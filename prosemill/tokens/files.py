@@ -37,6 +37,13 @@ def rows_with(folder: Path, split: str, facts: Sequence[str]) -> list[Row]:
     return rows
 
 
+def check_row(folder: Path, row: Row, first: Row, same: Sequence[str]) -> None:
+    """Raise `ProsemillError` if a token file's facts contradict each other, or differ from the split's first file where they must not."""
+    dtype = DTYPES.get(row["dtype"])
+    if dtype is None or row["num_bytes"] != row["num_tokens"] * dtype.itemsize or any(row[fact] != first[fact] for fact in same):
+        raise ProsemillError(f"{folder / MANIFEST} contradicts itself at {row['file']}: delete the folder and run `dvc repro`")
+
+
 def check_size(folder: Path, row: Row) -> Path:
     """Path of a manifest row's file. Raises `ProsemillError` if the file is missing or its size is not the manifest's."""
     path = folder / str(row["file"])

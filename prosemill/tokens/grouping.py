@@ -18,7 +18,7 @@ from prosemill import params
 from prosemill.digests import sha256_of_value
 from prosemill.errors import ProsemillError
 from prosemill.shards import HashingWriter, Row, Task, run_shards
-from prosemill.tokens.files import check_digest, check_size, open_tokens, rows_with
+from prosemill.tokens.files import check_digest, check_row, check_size, open_tokens, rows_with
 from prosemill.workspace import SPLITS
 
 CHUNK = 1 << 20  # tokens copied at once
@@ -110,8 +110,7 @@ def check_context(block_size: int, model: Path) -> None:
 def _read_split(split: str, tokens: Path) -> list[Row]:
     rows = rows_with(tokens, split, FACTS)
     for row in rows:
-        if row["dtype"] != rows[0]["dtype"] or row["end_of_text_id"] != rows[0]["end_of_text_id"]:
-            raise ProsemillError(f"the manifest of {tokens} contradicts itself at {row['file']}: delete the folder and run `dvc repro`")
+        check_row(tokens, row, rows[0], same=("dtype", "end_of_text_id"))
         check_size(tokens, row)
     return rows
 

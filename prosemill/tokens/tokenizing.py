@@ -168,6 +168,8 @@ def _batches(task: TokenizeTask) -> Iterator[tuple[list[str], int]]:
         with pyarrow.parquet.ParquetFile(task.source, buffer_size=BATCH_BYTES, pre_buffer=False) as file:
             for batch in file.iter_batches(rows, columns=["text"], use_threads=False):
                 texts = batch.column("text")
+                if texts.null_count:
+                    raise ProsemillError(f"{task.source} has a document without text: delete the corpus and run `dvc repro`")
                 num_bytes = pyarrow.compute.sum(pyarrow.compute.binary_length(texts)).as_py() or 0
                 yield texts.to_pylist(), num_bytes
     except (pyarrow.ArrowInvalid, KeyError) as error:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from prosemill.base_model.saving import FAMILIES, quiet, save_base_model
 from prosemill.console import say
 from prosemill.corpus.folder import list_files
-from prosemill.corpus.hub import hub_errors, refuse_endpoint, refuse_wrong_name
 from prosemill.errors import ProsemillError
+from prosemill.hub import hub_errors, refuse_endpoint, refuse_wrong_name
 from prosemill.params import HubModel
 
 if TYPE_CHECKING:

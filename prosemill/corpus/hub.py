@@ -6,16 +6,11 @@ Ids are the file's path in the repository with `#` and the row (from 0). Only Pa
 huggingface_hub is configured for (`HF_ENDPOINT`, else huggingface.co); a repository is a name, never an address.
 """
 
-import ipaddress
-import re
-import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Never
-from urllib.parse import urlsplit
 
 from prosemill.corpus.document import Document
 from prosemill.corpus.files import file_states
@@ -24,9 +19,8 @@ from prosemill.corpus.parquet import parquet_rows
 from prosemill.corpus.splits import official_split
 from prosemill.digests import sha256_of_file, sha256_of_value
 from prosemill.errors import ProsemillError
+from prosemill.hub import hub_errors, refuse_endpoint, refuse_wrong_name
 from prosemill.params import HubCorpus
-
-REPOSITORY = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 
 def open_hub(corpus: HubCorpus) -> "HubSource":
@@ -176,54 +170,3 @@ class _Fetch:
         with hub_errors(f"dataset {self.corpus.repository} at {self.corpus.revision}"):
             path = hf_hub_download(self.corpus.repository, self.name, repo_type="dataset", revision=self.corpus.revision)
         return Path(path).resolve()
-
-
-def refuse_wrong_name(repository: str, key: str) -> None:
-    """Raise `ProsemillError` unless it is a repository's name, never an address or a path; `key` is the param that holds it."""
-    if not REPOSITORY.match(repository) or ".." in repository:
-        raise ProsemillError(f"`{key}`: {repository!r} is no repository's name; give owner/name or a local folder")
-
-
-@contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line that says what to do; `what` is being fetched."""
-    from huggingface_hub import constants, errors
-
-    http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
-    local = "or fetch it elsewhere and set `repository` to the folder"
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise ProsemillError(f"{what} is gated: accept its terms on its page and log in with `hf auth login`") from None
-    except errors.RepositoryNotFoundError:
-        raise ProsemillError(f"{what} is not found at {constants.ENDPOINT}: correct its name, or log in if it is private") from None
-    except (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError):
-        raise ProsemillError(f"{what} is not found: it has no such commit; copy the commit from its history page") from None
-    except errors.OfflineModeIsEnabled:
-        raise ProsemillError(f"no network: HF_HUB_OFFLINE is set, so {what} cannot be fetched; unset it, {local}") from None
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        raise ProsemillError(f"{constants.ENDPOINT} answers {status} for {what}: try again later, {local}") from None
-    except (http_error, errors.LocalEntryNotFoundError, ConnectionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ProsemillError(f"no network: {constants.ENDPOINT} cannot be reached for {what} ({reason}); connect, {local}") from None
-
-
-def refuse_endpoint(endpoint: str) -> None:
-    """Refuse a hub endpoint that no mirror has: not HTTP, without a host, or a link-local address, where clouds keep credentials.
-
-    Addresses of a private network are accepted: the endpoint is set by whoever runs the machine, and companies have mirrors.
-
-    Raises:
-        ProsemillError: the endpoint is such an address, or its name resolves to one.
-    """
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ProsemillError(f"HF_ENDPOINT is {endpoint!r}: set it to an address such as https://huggingface.co, or unset it")
-    try:
-        found = socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
-    except OSError:
-        return  # behind a proxy names need not resolve here; the request itself tells when there is no network
-    for *_, address in found:
-        if ipaddress.ip_address(str(address[0]).partition("%")[0]).is_link_local:
-            raise ProsemillError(f"HF_ENDPOINT {endpoint} is the link-local address {address[0]}, which no hub has: correct or unset it")

@@ -1,0 +1,202 @@
+"""The protocol: what is measured on which data, how the numbers are called, and the words that say so."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prosemill.console import say
+from prosemill.evaluation.diversity import diversity
+from prosemill.evaluation.documents import Document, Passage, choose_passages, read_source, read_test_split
+from prosemill.params import Evaluate
+
+if TYPE_CHECKING:
+    from prosemill.evaluation.continuations import Continuations
+    from prosemill.evaluation.measurement import Measured
+    from prosemill.evaluation.scoring import Score
+
+Row = dict[str, Any]
+
+SIGNIFICANT_DIGITS = 6  # of the metrics; only the sums they come from are kept in full
+KEPT_IN_FULL = ("nll_sum",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Everything an evaluation found out."""
+
+    metrics: Row
+    """The content of metrics/evaluation.json: `protocol`, `data`, `base`, `trained`, `human`, `unrelated`."""
+    samples: list[dict[str, str]]
+    """One row per prompt: `document_id`, `prompt`, `reference`, and each model's greedy and sampled continuations."""
+    sources: dict[str, dict[str, str]]
+    """`corpus` and `model`: where they are from, their licences and whom to credit."""
+    num_shown: int
+    """Rows of `samples` that the report prints."""
+
+
+def evaluate_models(section: Evaluate, *, corpus: Path, base: Path, trained: Path) -> Evaluation:
+    """Evaluate the base and the trained model on the corpus's test split.
+
+    Raises:
+        ProsemillError: a folder or file is missing or broken, no document is long enough, the models' tokenizers differ, or a setting goes
+            beyond a model's context.
+    """
+    from prosemill.evaluation.measurement import measure_models
+
+    sources = {"corpus": read_source(corpus), "model": read_source(base)}
+    documents, data = read_test_split(corpus, section.max_documents)
+    lengths = {"prompt_words": section.prompt_words, "continuation_words": section.continuation_words}
+    passages, num_too_short = choose_passages(documents, num_prompts=section.num_prompts, **lengths)
+    if len(passages) < section.num_prompts:
+        say(
+            f"evaluate: only {len(passages)} of {len(documents)} test documents are long enough for one of the "
+            f"{section.num_prompts} prompts"
+        )
+    measured = measure_models(section, documents, passages, {"base": base, "trained": trained})
+    metrics: Row = {
+        "protocol": _settings(section, measured, len(passages), num_too_short) | {"notes": _notes(section)},
+        "data": data,
+    }
+    for name, score in measured.scores.items():
+        half = measured.half_stride_scores[name]
+        metrics[name] = text_metrics(score, half, documents) | _continuation_metrics(measured.continuations[name], passages, section)
+        metrics[name] |= measured.latency[name]
+    metrics |= _calibration(passages, section)
+    return Evaluation(
+        metrics={name: _rounded(row) for name, row in metrics.items()},
+        samples=_samples(passages, measured.continuations),
+        sources=sources,
+        num_shown=min(section.num_shown, len(passages)),
+    )
+
+
+def text_metrics(score: "Score", half_stride: "Score", documents: Sequence[Document]) -> Row:
+    """Bits per byte and the perplexities, from sums over all documents; never from means of batches."""
+    num_bytes, num_words = sum(document.num_bytes for document in documents), sum(document.num_words for document in documents)
+    return {
+        "bits_per_byte": score.nll_sum / (math.log(2) * num_bytes),
+        "token_perplexity": _perplexity(score.nll_sum, score.num_tokens),
+        "token_perplexity_half_stride": _perplexity(half_stride.nll_sum, half_stride.num_tokens),
+        "word_perplexity": _perplexity(score.nll_sum, num_words),
+        "nll_sum": score.nll_sum,
+        "num_tokens": score.num_tokens,
+        "num_bytes": num_bytes,
+        "num_words": num_words,
+        "num_documents": len(documents),
+    }
+
+
+def _perplexity(nll_sum: float, count: int) -> float | None:
+    """exp(nll_sum / count); None (null) where there is nothing to count or a float cannot hold it, as in text written without spaces."""
+    if count == 0 or nll_sum / count > math.log(1e300):
+        return None
+    return math.exp(nll_sum / count)
+
+
+def _continuation_metrics(continued: "Continuations", passages: Sequence[Passage], section: Evaluate) -> Row:
+    """Overlap and diversity of the greedy continuations, and with `sampled_` of the samples (means over the sample numbers)."""
+    from prosemill.evaluation.overlap import overlap
+
+    references = [passage.reference for passage in passages]
+    settings = {"resamples": section.bootstrap_resamples, "seed": section.seed}
+    row = overlap([continued.greedy], references, **settings) | diversity(continued.greedy)
+    sampled = overlap(continued.samples, references, **settings)
+    rates = [diversity(texts) for texts in continued.samples]
+    sampled |= {name: math.fsum(rate[name] for rate in rates) / len(rates) for name in rates[0]}
+    return row | {f"sampled_{name}": value for name, value in sampled.items()}
+
+
+def _calibration(passages: Sequence[Passage], section: Evaluate) -> Row:
+    """What the numbers of the models are to be read against.
+
+    `human`: diversity of what the human wrote. `unrelated`: overlap of each reference with the next one, human text of the same
+    length on another subject; empty where there is one passage only.
+    """
+    from prosemill.evaluation.overlap import overlap
+
+    references = [passage.reference for passage in passages]
+    others = references[1:] + references[:1]
+    unrelated = overlap([others], references, resamples=section.bootstrap_resamples, seed=section.seed) if len(references) > 1 else {}
+    return {"human": diversity(references), "unrelated": unrelated}
+
+
+def _settings(section: Evaluate, measured: "Measured", num_prompts: int, num_too_short: int) -> Row:
+    return {
+        "context": section.context,
+        "stride": section.context,
+        "half_stride": section.context // 2,
+        "num_prompts": num_prompts,
+        "num_prompts_asked": section.num_prompts,
+        "num_documents_too_short": num_too_short,
+        "prompt_words": section.prompt_words,
+        "continuation_words": section.continuation_words,
+        "num_samples": section.num_samples,
+        "temperature": section.temperature,
+        "top_p": section.top_p,
+        "bootstrap_resamples": section.bootstrap_resamples,
+        "seed": section.seed,
+        "bleu_smoothing": "nltk method1",
+        "rouge_use_stemmer": False,
+        "latency_batch_size": 1,
+        "latency_prompt_tokens": section.latency_prompt_tokens,
+        "latency_new_tokens": section.latency_new_tokens,
+        "latency_repeats": section.latency_repeats,
+    } | measured.machine
+
+
+def _notes(section: Evaluate) -> list[str]:
+    """The protocol in words. A list, because DVC shows every single string of a metrics file as a column."""
+    context, words = section.context, section.continuation_words
+    return [
+        "Scoring: every test document stands alone; its tokens are predicted from the end-of-text token and the "
+        f"document's tokens before them, in windows of at most {context} input tokens. The closing end-of-text is "
+        "not scored. Names of special tokens in the text are ordinary text. -ln p is summed over all tokens "
+        "(float64 sums of fp32 log-probabilities; fp32 weights, matrix products in scoring_arithmetic); means of "
+        "batches are never averaged.",
+        f"Strides: token_perplexity uses windows {context} tokens apart, token_perplexity_half_stride windows "
+        f"{context // 2} apart, of which only tokens not scored before count (Hugging Face, Perplexity of "
+        f"fixed-length models). bits_per_byte, word_perplexity and nll_sum are of stride {context}.",
+        "bits_per_byte = nll_sum / (ln 2 x num_bytes), num_bytes the UTF-8 bytes of the text; it compares across "
+        "tokenizers. token_perplexity = exp(nll_sum / num_tokens). word_perplexity = exp(nll_sum / num_words), "
+        "num_words the whitespace-separated words of the original text (neither detokenised nor normalised).",
+        f"Continuations: the first {section.prompt_words} whitespace-separated words of a document are the prompt,"
+        f" its next {words} the reference; documents with fewer words are passed over and counted. The prompt is "
+        "fed as end-of-text and its tokens. At most max_new_tokens tokens are generated, to end-of-text or the "
+        f"tokenizer's own end of sequence, and cut to {words} words. Plain names are of the greedy continuation; "
+        "sampled_ names are means over num_samples samples at the given temperature and top_p, each row with a "
+        "random generator of its own, seeded by the seed, the document's id and the sample's number.",
+        "bleu (nltk corpus BLEU-4, smoothing method1) and rouge1, rouge2, rougeL (rouge-score's F-measures, no stemming) compare the "
+        "continuation alone with the reference, never the prompt. Tokens are runs of letters, marks and digits of any script, and each "
+        "character of scripts written without spaces; for BLEU punctuation marks too, case kept; for ROUGE case folded.",
+        f"_ci95: percentile bootstrap over the prompts, {section.bootstrap_resamples} resamples, the same ones for every row.",
+        "unrelated: each reference scored against the next prompt's reference, human text of the same length. human: the references' own "
+        "diversity.",
+        "distinct_n: different n-grams / n-grams of all continuations (Li et al. 2016). repetition_rate: share of"
+        " 4-grams that occurred earlier in the same continuation, over all 4-grams (seq-rep-4, Welleck et al. "
+        "2020). loop_rate: share of continuations whose last max(3 p, 8) tokens repeat with some period p.",
+        "Latency: batch 1, greedy, weights in generation_dtype; medians and 95th percentiles after one warm-up, the two models in turns. "
+        "time_to_first_token_ms over the repeats, time_per_token_ms over the intervals between tokens.",
+    ]
+
+
+def _samples(passages: Sequence[Passage], continued: Mapping[str, "Continuations"]) -> list[dict[str, str]]:
+    rows = []
+    for index, passage in enumerate(passages):
+        row = {"document_id": passage.document_id, "prompt": passage.prompt, "reference": passage.reference}
+        for name, texts in continued.items():
+            row[name] = texts.greedy[index]
+            row |= {f"{name}_sample_{number}": sample[index] for number, sample in enumerate(texts.samples, start=1)}
+        rows.append(row)
+    return rows
+
+
+def _rounded(row: Row) -> Row:
+    return {name: value if name in KEPT_IN_FULL else _round(value) for name, value in row.items()}
+
+
+def _round(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+    return [_round(item) for item in value] if isinstance(value, list) else value

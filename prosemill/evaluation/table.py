@@ -1,0 +1,102 @@
+"""The base model against the trained one, as a table for a person at a terminal.
+
+print_table(json.loads(Path("metrics/evaluation.json").read_text()))
+"""
+
+import sys
+from typing import Any, Literal, NamedTuple
+
+
+class Line(NamedTuple):
+    """One metric as people see it."""
+
+    name: str
+    """Name in metrics/evaluation.json."""
+    label: str
+    better: Literal["lower", "higher", "like human"]
+    digits: int
+    """Digits after the point."""
+
+
+LINES = (
+    Line("bits_per_byte", "bits per byte", "lower", 4),
+    Line("token_perplexity", "token perplexity", "lower", 2),
+    Line("token_perplexity_half_stride", "token perplexity, half stride", "lower", 2),
+    Line("word_perplexity", "word perplexity", "lower", 2),
+    Line("bleu", "BLEU", "higher", 4),
+    Line("rouge1", "ROUGE-1", "higher", 4),
+    Line("rouge2", "ROUGE-2", "higher", 4),
+    Line("rougeL", "ROUGE-L", "higher", 4),
+    Line("sampled_bleu", "BLEU, samples", "higher", 4),
+    Line("sampled_rougeL", "ROUGE-L, samples", "higher", 4),
+    Line("distinct_1", "distinct-1", "like human", 3),
+    Line("distinct_2", "distinct-2", "like human", 3),
+    Line("distinct_3", "distinct-3", "like human", 3),
+    Line("repetition_rate", "repetition rate", "like human", 3),
+    Line("loop_rate", "loop rate", "like human", 3),
+    Line("sampled_distinct_2", "distinct-2, samples", "like human", 3),
+    Line("sampled_repetition_rate", "repetition rate, samples", "like human", 3),
+    Line("time_to_first_token_ms", "time to first token, ms", "lower", 1),
+    Line("time_per_token_ms", "time per token, ms", "lower", 1),
+)
+
+HEADER = ["metric", "base", "trained", "change", "human", "unrelated text", "better"]
+NUMERIC = [False, True, True, True, True, True, False]
+
+
+def table_cells(metrics: dict[str, Any]) -> list[list[str]]:
+    """The table's rows below `HEADER`, as text; a number that there is not is a dash."""
+    return [_cells(line, metrics) for line in LINES]
+
+
+def print_table(metrics: dict[str, Any]) -> None:
+    """Print the content of metrics/evaluation.json: a drawn table on a terminal, aligned plain lines otherwise."""
+    if sys.stdout.isatty():
+        _print_drawn(table_cells(metrics))
+    else:
+        sys.stdout.write("".join(f"{line}\n" for line in _plain_lines([HEADER, *table_cells(metrics)])))
+        sys.stdout.flush()
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """The result in one sentence."""
+    before, after = metrics["base"]["bits_per_byte"], metrics["trained"]["bits_per_byte"]
+    change = 100 * (before - after) / before
+    verdict = f"{abs(change):.1f} % {'better' if change >= 0 else 'worse'}"
+    num_documents, num_bytes = metrics["base"]["num_documents"], metrics["base"]["num_bytes"]
+    text = f"{num_documents:,} test documents ({num_bytes:,} bytes)"
+    return f"{before:.4f} → {after:.4f} bits per byte on {text}: the trained model is {verdict} than the base model."
+
+
+def _cells(line: Line, metrics: dict[str, Any]) -> list[str]:
+    # The calibrating rows name what they measure without `sampled_`: a human's text is one text.
+    names = {"base": line.name, "trained": line.name, "human": line.name.removeprefix("sampled_")}
+    names["unrelated"] = names["human"]
+    values = {row: metrics.get(row, {}).get(name) for row, name in names.items()}
+    shown = {row: "–" if value is None else f"{value:,.{line.digits}f}" for row, value in values.items()}
+    change = _change(values["base"], values["trained"])
+    return [line.label, shown["base"], shown["trained"], change, shown["human"], shown["unrelated"], line.better]
+
+
+def _change(before: float | None, after: float | None) -> str:
+    if not before or after is None:
+        return "–"
+    return f"{100 * (after - before) / before:+.1f} %"
+
+
+def _plain_lines(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    align = [str.rjust if is_number else str.ljust for is_number in NUMERIC]
+    return ["  ".join(pad(cell, width) for pad, cell, width in zip(align, row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _print_drawn(rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Base model against trained model, test split")
+    for name, is_number in zip(HEADER, NUMERIC, strict=True):
+        table.add_column(name, justify="right" if is_number else "left", style="bold" if name == "trained" else None)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

@@ -110,33 +110,37 @@ def run_until_step(kill_at: int) -> int:
         fsync(fd)
 
     HashingWriter.write, os.fsync = counted_write, counted_fsync  # type: ignore[method-assign]
-    sys.addaudithook(lambda event, _: step() if event in STEPS else None)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in STEPS and not (event == "open" and arguments[2] & os.O_ACCMODE == os.O_RDONLY):
+            step()
+
+    sys.addaudithook(hook)
     shard_work.run(2)
     os._exit(0)
 
 
-def test_a_kill_before_any_step_costs_nothing() -> None:
+@pytest.mark.parametrize("before", ["nothing", "an output", "an output and its shards"])
+def test_a_kill_before_any_step_costs_nothing(before: str) -> None:
     shard_work.run(2)
     expected = tree()
-    shutil.rmtree(OUTPUT)
-    shutil.rmtree(SHARD_WORK)
     for kill_at in range(1, 1000):
+        if before != "an output and its shards":
+            shutil.rmtree(SHARD_WORK)
+        if before == "nothing":
+            shutil.rmtree(OUTPUT)
         status = run_until_step(kill_at)
-        if OUTPUT.exists() and (OUTPUT / MANIFEST).exists():  # whoever trusts the folder reads the manifest first
+        if (OUTPUT / MANIFEST).exists():  # whoever trusts the folder reads the manifest first
             assert tree() == expected
         if status == 0:
             break
         assert os.WTERMSIG(status) == signal.SIGKILL
-        if kill_at % 3 == 0:  # the others go on from whatever several kills in a row left
-            shard_work.run(2)
-            assert tree() == expected
-            assert not list(SHARD_WORK.rglob("*.part"))
-            shutil.rmtree(OUTPUT)
-            shutil.rmtree(SHARD_WORK)
+        shard_work.run(2)
+        assert tree() == expected
+        assert not list(SHARD_WORK.rglob("*.part"))
     else:
         pytest.fail("the stage never ended")
-    assert kill_at > 60
-    assert tree() == expected
+    assert kill_at > (20 if before == "an output and its shards" else 60)
 
 
 def test_random_kills_of_the_parent_end_its_workers_and_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,9 +355,13 @@ def test_one_bad_shard_ends_the_others_at_once(monkeypatch: pytest.MonkeyPatch) 
     assert all("resource_tracker" in " ".join(child.cmdline()) for child in psutil.Process().children(recursive=True))
 
 
-def test_ctrl_c_is_one_line_and_ends_the_workers() -> None:
+@pytest.mark.parametrize("moment", ["as the workers start", "as they work"])
+def test_ctrl_c_is_one_line_and_ends_the_workers(moment: str) -> None:
     process = start(2, seconds=60, workers=2)
-    wait_until(lambda: len(list(Path.cwd().rglob("*.part"))) == 4)
+    if moment == "as they work":
+        wait_until(lambda: len(list(Path.cwd().rglob("*.part"))) == 4)
+    else:
+        wait_until(lambda: len(psutil.Process(process.pid).children()) == 3)  # the third is multiprocessing's own
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and workers
     _, said = process.communicate(timeout=20)

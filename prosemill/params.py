@@ -258,7 +258,7 @@ class Train:
     """Adapter settings; null trains every weight."""
     evaluation_interval: Count = 20
     """Optimiser steps between two measurements of the validation loss, each with a checkpoint."""
-    max_validation_blocks: Count | None = 64
+    max_validation_blocks: Count | None = 32
     """Validation blocks to measure on; null for all."""
     sampling_interval: Count = 20
     """Optimiser steps between two rounds of samples; a multiple of evaluation_interval."""
@@ -314,7 +314,7 @@ class Evaluate:
     """Generated tokens of the latency measurement."""
     latency_repeats: Count = 5
     """Measured generations, after one for warm-up."""
-    batch_size: Count = 8
+    batch_size: Count = 16
     """Sequences computed together; changes the speed, not the result."""
     precision: Precision = "auto"
     """Arithmetic of both models; auto as in training."""

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from prosemill.end_of_text import choose_end_of_text
 from prosemill.errors import ProsemillError
-
-END_OF_TEXT = "<|endoftext|>"
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -63,8 +62,4 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerFast, name: str = "auto") -> in
     Raises:
         ProsemillError: the vocabulary lacks the token.
     """
-    vocabulary = tokenizer.get_vocab()
-    token = name if name != "auto" else END_OF_TEXT if END_OF_TEXT in vocabulary else tokenizer.eos_token
-    if token not in vocabulary:
-        raise ProsemillError(f"`tokenize.end_of_text`: the vocabulary has no token {token!r}; name one that it has")
-    return int(vocabulary[token])
+    return choose_end_of_text(tokenizer.get_vocab(), tokenizer.eos_token, name)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-END_OF_TEXT = "<|endoftext|>"
+from prosemill.end_of_text import END_OF_TEXT
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prosemill.base_model.saving import quiet, save_base_model
 from prosemill.console import say
+from prosemill.end_of_text import END_OF_TEXT
 from prosemill.errors import ProsemillError
 from prosemill.params import ScratchModel
 
@@ -45,8 +46,6 @@ def train_tokenizer(vocabulary_size: int, texts: Iterator[list[str]]) -> "PreTra
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
-
-    from prosemill.pretrained import END_OF_TEXT
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -40,6 +40,8 @@ LINES = (
     Line("time_per_token_ms", "time per token, ms", "lower", 1),
 )
 
+READABLE = 1e6  # greater numbers are shown by their power of ten
+
 HEADER = ["metric", "base", "trained", "change", "human", "unrelated text", "better"]
 NUMERIC = [False, True, True, True, True, True, False]
 
@@ -62,10 +64,10 @@ def headline(metrics: dict[str, Any]) -> str:
     """The result in one sentence."""
     before, after = metrics["base"]["bits_per_byte"], metrics["trained"]["bits_per_byte"]
     change = 100 * (before - after) / before
-    verdict = f"{abs(change):.1f} % {'better' if change >= 0 else 'worse'}"
+    verdict = "as good as" if abs(change) < 0.05 else f"{abs(change):.1f} % {'better' if change > 0 else 'worse'} than"
     num_documents, num_bytes = metrics["base"]["num_documents"], metrics["base"]["num_bytes"]
     text = f"{num_documents:,} test documents ({num_bytes:,} bytes)"
-    return f"{before:.4f} → {after:.4f} bits per byte on {text}: the trained model is {verdict} than the base model."
+    return f"{before:.4f} → {after:.4f} bits per byte on {text}: the trained model is {verdict} the base model."
 
 
 def _cells(line: Line, metrics: dict[str, Any]) -> list[str]:
@@ -73,9 +75,15 @@ def _cells(line: Line, metrics: dict[str, Any]) -> list[str]:
     names = {"base": line.name, "trained": line.name, "human": line.name.removeprefix("sampled_")}
     names["unrelated"] = names["human"]
     values = {row: metrics.get(row, {}).get(name) for row, name in names.items()}
-    shown = {row: "–" if value is None else f"{value:,.{line.digits}f}" for row, value in values.items()}
+    shown = {row: _number(value, line.digits) for row, value in values.items()}
     change = _change(values["base"], values["trained"])
     return [line.label, shown["base"], shown["trained"], change, shown["human"], shown["unrelated"], line.better]
+
+
+def _number(value: float | None, digits: int) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.{digits}f}" if value < READABLE else f"{value:.2e}"
 
 
 def _change(before: float | None, after: float | None) -> str:

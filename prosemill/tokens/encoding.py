@@ -33,8 +33,6 @@ from prosemill.tokens.files import DTYPES, dtype_of
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-END_OF_TEXT = "<|endoftext|>"
-
 # A part begins before a space, tab or line break that follows a character which is no white space. What Python calls white space
 # includes all that the library calls so, and more: around the other kinds (\x1c, no-break space, ...) the text is not cut.
 PARTS = re.compile(r"\s*+\S++(?:[^\S \t\n\r]\s*+\S*+)*+|\s++")
@@ -117,24 +115,6 @@ def load_tokenizer(model: Path) -> "Tokenizer":
 def vocabulary_size(tokenizer: "Tokenizer") -> int:
     """One more than the highest id: what a type must hold and an embedding must have rows for."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-
-
-def choose_end_of_text(vocabulary: dict[str, int], end_of_sequence: str | None, name: str = "auto") -> int:
-    """Id of the token that ends every document.
-
-    Args:
-        vocabulary: Ids by token.
-        end_of_sequence: The tokenizer's own end of sequence, if it has one.
-        name: The token, or `auto`: <|endoftext|> where the vocabulary has it, else the end of sequence.
-
-    Raises:
-        ProsemillError: the vocabulary lacks the token.
-    """
-    automatic = END_OF_TEXT if END_OF_TEXT in vocabulary else end_of_sequence
-    token = automatic if name == "auto" else name
-    if token is None or token not in vocabulary:
-        raise ProsemillError(f"`tokenize.end_of_text`: the vocabulary has no token {token!r}; name one that it has in params.yaml")
-    return vocabulary[token]
 
 
 def is_local_to_words(tokenizer: dict[str, Any]) -> bool:

@@ -11,18 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prosemill import params
 from prosemill.digests import sha256_of_file
+from prosemill.end_of_text import choose_end_of_text
 from prosemill.errors import ProsemillError
 from prosemill.shards import HashingWriter, Row, Task, rows_of_split, run_shards
-from prosemill.tokens.encoding import Encoder, choose_end_of_text, load_tokenizer, vocabulary_size
+from prosemill.tokens.encoding import Encoder, load_tokenizer, vocabulary_size
 from prosemill.tokens.files import check_digest, check_size, dtype_of, rows_with
 from prosemill.workspace import SPLITS
-
-if TYPE_CHECKING:
-    pass
 
 BATCH_BYTES = 1 << 20  # text read at once, on average
 MAX_BATCH_ROWS = 1 << 12

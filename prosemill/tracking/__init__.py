@@ -8,7 +8,8 @@
 Training and evaluation of the same fingerprint write to the same run, however often and from whichever process.
 """
 
+from prosemill.tracking.evaluation import track_evaluation
 from prosemill.tracking.fingerprint import run_fingerprint
 from prosemill.tracking.run import Run, open_run, tracking_uri
 
-__all__ = ["Run", "open_run", "run_fingerprint", "tracking_uri"]
+__all__ = ["Run", "open_run", "run_fingerprint", "track_evaluation", "tracking_uri"]

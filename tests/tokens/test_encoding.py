@@ -13,13 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from prosemill.end_of_text import END_OF_TEXT, choose_end_of_text
 from prosemill.errors import ProsemillError
 from prosemill.tokens import encoding
 from prosemill.tokens.encoding import (
-    END_OF_TEXT,
     PARTS,
     Encoder,
-    choose_end_of_text,
     is_local_to_words,
     load_tokenizer,
     vocabulary_size,

@@ -31,6 +31,7 @@ def hub_errors(what: str) -> Iterator[None]:
 
     http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
     local = "or fetch it elsewhere and set `repository` to the folder"
+    offline = f"no network: HF_HUB_OFFLINE is set, so {what} cannot be fetched; unset it, {local}"
     try:
         yield
     except ProsemillError:
@@ -42,13 +43,15 @@ def hub_errors(what: str) -> Iterator[None]:
     except (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError):
         raise ProsemillError(f"{what} is not found: it has no such commit; copy the commit from its history page") from None
     except errors.OfflineModeIsEnabled:
-        raise ProsemillError(f"no network: HF_HUB_OFFLINE is set, so {what} cannot be fetched; unset it, {local}") from None
+        raise ProsemillError(offline) from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         raise ProsemillError(f"{constants.ENDPOINT} answers {status} for {what}: try again later, {local}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ProsemillError(f"{constants.ENDPOINT} does not answer for {what} as a hub does ({error!r}): check HF_ENDPOINT") from None
     except (http_error, errors.LocalEntryNotFoundError, ConnectionError) as error:
+        if constants.HF_HUB_OFFLINE:
+            raise ProsemillError(offline) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ProsemillError(f"no network: {constants.ENDPOINT} cannot be reached for {what} ({reason}); connect, {local}") from None
 

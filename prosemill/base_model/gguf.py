@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prosemill.base_model.saving import FAMILIES, quiet, save_base_model
+from prosemill.base_model.saving import FAMILIES, first_line, quiet, save_base_model
 from prosemill.confined import run_confined
 from prosemill.console import say
 from prosemill.errors import ProsemillError
@@ -89,7 +89,9 @@ def convert_gguf(path: Path, folder: Path, what: str) -> dict[str, Any]:
     except FAULTS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault, not the file's
-        raise ProsemillError(f"{what} cannot be converted ({type(error).__name__}: {error}): it is broken, replace it") from None
+        raise ProsemillError(
+            f"{what} cannot be converted ({type(error).__name__}: {first_line(error)}): it is broken, replace it"
+        ) from None
 
 
 def load_gguf_model(path: Path) -> "PreTrainedModel":

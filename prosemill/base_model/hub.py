@@ -7,11 +7,15 @@ that are known here, so nothing else in the repository (adapters, code, other fr
 """
 
 import json
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from prosemill.base_model.saving import FAMILIES, quiet, save_base_model
+from prosemill.base_model.saving import FAMILIES, first_line, quiet, save_base_model
 from prosemill.console import say
 from prosemill.corpus.folder import list_files
 from prosemill.errors import ProsemillError
@@ -36,7 +40,7 @@ def write_hub_model(model: HubModel, folder: Path) -> dict[str, Any]:
         ProsemillError: there is no network, or the model is not found, incomplete, broken, in another format, of an unknown family, or
             brings code of its own.
     """
-    source = _local_folder(model) or _fetch(model)
+    source = _local_folder(model) or fetch_model(model)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="base-model-links-") as links:
         view = _view(source, Path(links), model.repository)
         say(f"reading the model {model.repository}")
@@ -54,19 +58,39 @@ def _local_folder(model: HubModel) -> Path | None:
     return None
 
 
-def _fetch(model: HubModel) -> Path:
-    """The known files of the repository's commit, in huggingface_hub's own cache."""
+def fetch_model(model: HubModel) -> Path:
+    """The known files of the repository's commit, in huggingface_hub's own cache; with HF_HUB_OFFLINE what lies there must do.
+
+    Raises:
+        ProsemillError: the name or endpoint is not one, no commit is pinned, the hub fails, or the model has no safetensors.
+    """
     refuse_wrong_name(model.repository, KEY)
     if model.revision is None:
         raise ProsemillError("`download.model.revision` is missing: pin the model's commit, 40 hexadecimal digits of its history page")
     from huggingface_hub import HfApi, constants, snapshot_download
 
     refuse_endpoint(constants.ENDPOINT)
-    with hub_errors(f"model {model.repository} at {model.revision}"):
-        found = Path(snapshot_download(model.repository, revision=model.revision, allow_patterns=list(KNOWN))).resolve()
-        if not _files(found, WEIGHTS):
-            _refuse_format(HfApi().list_repo_files(model.repository, revision=model.revision), model.repository)
-    return found
+    with hub_errors(f"model {model.repository} at {model.revision}"), _bars_on_terminals_only():
+        if not constants.HF_HUB_OFFLINE:
+            siblings = HfApi().model_info(model.repository, revision=model.revision).siblings or []
+            _require_safetensors([sibling.rfilename for sibling in siblings], model.repository)
+            say(f"fetching {model.repository} at {model.revision[:8]}")
+        return Path(snapshot_download(model.repository, revision=model.revision, allow_patterns=list(KNOWN))).resolve()
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """Keep huggingface_hub's progress bars out of logs."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hidden = are_progress_bars_disabled() or sys.stderr.isatty()
+    if not hidden:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            enable_progress_bars()
 
 
 def _files(source: Path, patterns: tuple[str, ...]) -> list[PurePosixPath]:
@@ -79,8 +103,7 @@ def _view(source: Path, view: Path, repository: str) -> Path:
     """A folder of links to the known files. Raises `ProsemillError` if one is missing, or the config is not one to be loaded."""
     from prosemill.pretrained import refuse_remote_code
 
-    if not _files(source, WEIGHTS):
-        _refuse_format([name.as_posix() for name in _files(source, OTHER_WEIGHTS)], repository)
+    _require_safetensors([name.as_posix() for name in _files(source, (*WEIGHTS, *OTHER_WEIGHTS))], repository)
     for name in _files(source, KNOWN):
         (view / name).symlink_to(source / name)
     try:
@@ -92,8 +115,11 @@ def _view(source: Path, view: Path, repository: str) -> Path:
     return view
 
 
-def _refuse_format(names: list[str], repository: str) -> None:
-    others = sorted(name for name in names if any(PurePosixPath(name).match(pattern) for pattern in OTHER_WEIGHTS))
+def _require_safetensors(names: list[str], repository: str) -> None:
+    """Raise `ProsemillError`, naming the other weights among the files, unless there are safetensors."""
+    if any(fnmatchcase(name, pattern) for name in names for pattern in WEIGHTS):
+        return
+    others = sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in OTHER_WEIGHTS))
     fault = (
         f"only {', '.join(others[:5])}: convert it to model.safetensors first" if others else "and no other weights: choose another model"
     )
@@ -141,7 +167,8 @@ def _load(view: Path, repository: str) -> "tuple[PreTrainedModel, PreTrainedToke
         tokenizer = AutoTokenizer.from_pretrained(view, **options)
         answer: Any = AutoModelForCausalLM.from_pretrained(view, dtype="auto", use_safetensors=True, output_loading_info=True, **options)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError, safetensors.SafetensorError) as error:
-        raise ProsemillError(f"{repository} cannot be loaded ({type(error).__name__}: {error}): fetch it again or choose another") from None
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ProsemillError(f"{repository} cannot be loaded ({reason}): fetch it again or choose another") from None
     model: PreTrainedModel = answer[0]
     report = answer[1]
     faults = sorted(str(name) for fault in ("missing_keys", "mismatched_keys") for name in report[fault])

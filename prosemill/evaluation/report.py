@@ -24,7 +24,8 @@ BEFORE_AND_AFTER = "before_and_after.png"
 CONTINUATIONS = "continuations.png"
 LOSS_CURVE = "loss_curve.png"  # drawn by train
 
-MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$@:/^=])")
+MARKUP = re.compile(r"([\\`*_\[\]<>|~$!@]|(?<=http):|(?<=https):|(?<=www)\.)")  # within a line, as GitHub reads it
+BLOCK_START = re.compile(r"^(\d*)([-+#=.)])")  # what makes a heading, list or rule of a line
 
 
 def write_evaluation(evaluation: Evaluation, *, metrics: Path, reports: Path) -> list[Path]:
@@ -61,7 +62,7 @@ def as_markdown(text: str) -> str:
     """The text on one line, with nothing that Markdown or HTML would act on, and no control characters."""
     line = " ".join(text.split())
     visible = "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in ("Cc", "Cf", "Cs") else char for char in line)
-    return html.escape(MARKUP.sub(r"\\\1", visible), quote=False)
+    return html.escape(BLOCK_START.sub(r"\1\\\2", MARKUP.sub(r"\\\1", visible)), quote=False)
 
 
 def _table(metrics: dict[str, Any]) -> str:
@@ -73,11 +74,11 @@ def _reading_help(metrics: dict[str, Any]) -> str:
     protocol = metrics["protocol"]
     words = f"{protocol['continuation_words']} words"
     return (
-        f"Bits per byte is the headline: it compares across tokenizers. BLEU and ROUGE compare {words} of greedy "
-        f"continuation with the {words} that the human wrote; *unrelated text* is what human text on another "
-        "subject gets by chance, so a difference smaller than the distance to it, or than the 95 % intervals in "
-        f"the picture ({protocol['num_prompts']} prompts), means little. Distinct-n, repetition and loops are best"
-        " when they are like the *human* column. Times depend on the machine."
+        "Bits per byte is the headline: it compares across tokenizers. BLEU and ROUGE compare "
+        f"{words} of greedy continuation with the {words} that the human wrote; *unrelated text* is what human text on "
+        "another subject gets, the floor. Differences smaller than the 95 % intervals in the picture below "
+        f"({protocol['num_prompts']} prompts) mean little. Distinct-n, repetition and loops are best when they are like "
+        "the *human* column. Times depend on the machine."
     )
 
 

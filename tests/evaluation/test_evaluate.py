@@ -175,9 +175,10 @@ def test_nothing_a_model_writes_becomes_markup(evaluation: Evaluation) -> None:
     assert "<" not in shown
     assert "\x1b" not in shown
     assert "\u202e" not in shown
-    assert shown.startswith("a \\| b \\# head &lt;img src\\=x")
+    assert shown.startswith("a \\| b # head \\&lt;img src=x")
     assert "\\\\\\|" in shown
     assert "http:" not in shown
+    assert [as_markdown(text) for text in ("# a", "- a", "1. a", "a - 1.5")] == ["\\# a", "\\- a", "1\\. a", "a - 1.5"]
     row = evaluation.samples[0] | {"base": nasty}
     report = report_text(Evaluation(metrics=evaluation.metrics, samples=[row], sources={}, num_shown=1), has_loss_curve=False)
     (line,) = [line for line in report.splitlines() if "evil" in line]

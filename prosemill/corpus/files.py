@@ -90,28 +90,27 @@ class FilesSource:
         return Document(document_id=name.as_posix(), text=text, source=name.as_posix(), official_split=official_split(name))
 
     def _read_json_lines(self, name: PurePosixPath, digest: "_Hash", advance: Advance) -> Iterator[Document]:
-        where, offset, number = self._where(name), 0, 0
+        file_name, source, split = self._where(name), name.as_posix(), official_split(name)
+        offset = number = 0
         with open_regular(self._root / name) as file:
             while line := file.readline(MAX_DOCUMENT_BYTES + 1):
                 number += 1
-                refuse_long(len(line), f"{where} line {number}")
-                refuse_wrong_bytes(line, where, offset)
+                where = f"{file_name} line {number}"
+                refuse_long(len(line), where)
+                refuse_wrong_bytes(line, file_name, offset)
                 digest.update(line)
                 row = self._without_mark(line) if offset == 0 else line
                 offset += len(line)
-                if not row.isspace() and row:
-                    yield self._document(_parse(row, f"{where} line {number}"), name, number)
+                if row and not row.isspace():
+                    fields = _parse(row, where)
+                    yield Document(
+                        document_id=id_of(fields, f"{source}#{number}", where),
+                        text=text_of(fields, self._corpus.text_key, where),
+                        source=source,
+                        label=label_of(fields, self._corpus.label_key, where),
+                        official_split=split,
+                    )
                 advance(len(line))
-
-    def _document(self, row: dict[str, Any], name: PurePosixPath, number: int) -> Document:
-        where = f"{self._where(name)} line {number}"
-        return Document(
-            document_id=id_of(row, f"{name.as_posix()}#{number}", where),
-            text=text_of(row, self._corpus.text_key, where),
-            source=name.as_posix(),
-            label=label_of(row, self._corpus.label_key, where),
-            official_split=official_split(name),
-        )
 
     def _read_parquet(self, name: PurePosixPath, digest: "_Hash", advance: Advance) -> Iterator[Document]:
         path = self._root / name
@@ -143,7 +142,7 @@ def file_states(root: Path, names: list[PurePosixPath]) -> list[list[object]]:
 def _parse(line: bytes, where: str) -> dict[str, Any]:
     """A line's JSON object."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())
     except json.JSONDecodeError as error:
         raise ProsemillError(f"{where} is not JSON: {error.msg} at column {error.colno}; mend or remove the line") from None
     except (ValueError, RecursionError) as error:

@@ -143,17 +143,11 @@ def run_shards(
     code = sha256_of_tree([Path(__file__).parent])
     scratch = SHARD_WORK / f"{stage}-{sha256_of_value([config_digest, plan, code])[:16]}"
     with alone(stage):
-        _clear_leftovers(stage, scratch)
-        finish = partial(_finish_task, work, scratch, config_digest)
-        with progress(stage, total=len(tasks), unit="shards") as bar, closing(_in_processes(stage, finish, tasks)) as finished:
-            rate = _Rate(measure)
-            rows: list[Row] = []
-            for task in finished:
-                rows += task.rows
-                bar.advance(note=rate.after(task))
-        if rate.num_kept:
-            say(f"{stage}: {rate.num_kept} of {len(tasks)} shards were whole from an earlier run and were kept")
-        rows.sort(key=lambda row: str(row["file"]))
+        _delete_stale(stage, scratch)
+        try:
+            rows = _finish_all(stage, partial(_finish_task, work, scratch, config_digest), tasks, measure)
+        finally:
+            _delete_parts(scratch)  # of workers that were ended: a full disk gets its space back
         _publish(rows, scratch, output)
     return rows
 
@@ -205,13 +199,29 @@ def alone(stage: str) -> Iterator[None]:
         yield
 
 
-def _clear_leftovers(stage: str, scratch: Path) -> None:
+def _delete_stale(stage: str, scratch: Path) -> None:
     """Delete the work of other fingerprints, and files that a kill left half written."""
     for stale in SHARD_WORK.glob(f"{stage}-" + "[0-9a-f]" * 16):
         if stale != scratch:
             shutil.rmtree(stale)
+    _delete_parts(scratch)
+
+
+def _delete_parts(scratch: Path) -> None:
     for part in scratch.rglob("*.part"):
         part.unlink(missing_ok=True)
+
+
+def _finish_all(stage: str, finish: Callable[[AnyTask], _Finished], tasks: Sequence[AnyTask], measure: str | None) -> list[Row]:
+    """The rows of all tasks in the order of their files, with progress shown."""
+    rate, rows = _Rate(measure), []
+    with progress(stage, total=len(tasks), unit="shards") as bar, closing(_in_processes(stage, finish, tasks)) as finished:
+        for task in finished:
+            rows += task.rows
+            bar.advance(note=rate.after(task))
+    if rate.num_kept:
+        say(f"{stage}: {rate.num_kept} of {len(tasks)} shards were whole from an earlier run and were kept")
+    return sorted(rows, key=lambda row: str(row["file"]))
 
 
 def _in_processes(stage: str, finish: Callable[[AnyTask], _Finished], tasks: Sequence[AnyTask]) -> Generator[_Finished, None, None]:

@@ -1,0 +1,73 @@
+"""Every command of the README works: run in a clone whose default is the small experiment, in the README's order."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import ROOT, Clone
+
+# What sets up an environment is tried dry: the environment of the tests is the one it would make.
+DRY = {"make run": ("make", "--dry-run", "run"), "make test": ("make", "--dry-run", "test"), "make ui": ("make", "--dry-run", "ui")}
+NOT_COMMANDS = ("git clone ", "source ")
+
+
+def commands() -> list[str]:
+    """The commands of the README's shell blocks, without their comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith(NOT_COMMANDS)]
+
+
+def test_the_commands_of_the_readme_work(clone: Clone) -> None:
+    given = commands()
+    assert {"make run", "dvc repro", "prosemill params train"} <= set(given)
+    for command in given:
+        output = clone.run(*DRY.get(command, tuple(command.split())))
+        assert "Traceback" not in output, output
+    clone.run("git", "checkout", "--quiet", ".")
+    clone.compose()
+    clone.repro()
+
+
+def test_the_report_is_shown_and_params_are_explained(clone: Clone) -> None:
+    report = clone.run("prosemill", "report")
+    assert "bits per byte" in report
+    assert "trained" in report
+    assert "Rank of the adapters." in re.sub(r"\s+", " ", clone.run("prosemill", "params", "train").replace("│", ""))
+    assert "no section 'trian'" in clone.run("prosemill", "params", "trian", fails=True)
+
+
+def test_a_report_before_any_evaluation_says_what_to_do(tmp_path: Path) -> None:
+    assert "run `make run` or `dvc repro` first" in Clone(tmp_path).run("prosemill", "report", fails=True)
+
+
+def test_the_users_own_files_can_be_named_as_the_readme_says(clone: Clone, prose: list[str]) -> None:
+    folder = clone.folder / "my-files"
+    folder.mkdir()
+    for number, text in enumerate(prose):
+        (folder / f"{number}.md").write_text(text, encoding="utf-8")
+    shares = ("download.validation_share=0.2", "download.test_share=0.2")
+    clone.compose("corpus=my-files", *shares)
+    try:
+        assert clone.repro("group") == ["download", "tokenize", "group"]
+        assert '"source": "files"' in (clone.folder / "data/corpus/SOURCE.json").read_text(encoding="utf-8")
+    finally:
+        shutil.rmtree(folder)
+        clone.compose()
+        clone.repro()
+
+
+@pytest.mark.parametrize("target", ["run", "test", "lint", "ui", "bench", "clean", "help"])
+def test_make_knows_its_targets(clone: Clone, target: str) -> None:
+    assert clone.run("make", "--dry-run", target)
+
+
+def test_paths_that_the_readme_names_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text.partition("## The tree")[2]
+    for name in re.findall(r"\]\(([a-z][^)]*)\)", text):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"^(?:  )?([a-z_]+(?:/|\.py|\.yaml))", tree, re.MULTILINE):
+        assert (ROOT / name).exists() or (ROOT / "prosemill" / name).exists() or name in ("data/", "models/"), name

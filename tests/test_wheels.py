@@ -135,7 +135,8 @@ def test_the_hash_is_checked_beside_pip(make_wheel: MakeWheel, cache: Path, tmp_
     assert leftovers(cache) == []
 
 
-def test_a_source_archive_is_refused(tmp_path: Path, cache: Path) -> None:
+def test_a_source_archive_is_refused(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip's way to say yes: setup.py would run in this environment
     (tmp_path / "setup.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
     archive_path = tmp_path / "index" / "tiny-prose-1.0.tar.gz"
     with tarfile.open(archive_path, "w:gz") as archive:

@@ -47,7 +47,7 @@ def build_base_model(section: Download, corpus: Path, output: Path) -> dict[str,
         output.parent.mkdir(parents=True, exist_ok=True)
         scratch.replace(output)
     if lost := metrics["num_bytes_without_token"]:
-        say(f"the base model's tokenizer has no token for {lost} of UTF-8's bytes: a text that holds one loses it")
+        say(f"note: the base model's tokenizer lacks {lost} rare bytes, mostly control characters; a text that holds one loses it")
     return metrics
 
 

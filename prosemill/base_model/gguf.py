@@ -27,7 +27,7 @@ MIN_TENSOR_BYTES = 24  # of a tensor's entry: name's length, number of dimension
 MIN_METADATA_BYTES = 13  # of a metadata entry: key's length, type, a value of one byte
 # One byte of the file becomes at most 20 of fp32 (1.6 bits a weight), and the model is held twice while it is saved.
 BASE_MEMORY_BYTES, MEMORY_PER_BYTE = 2 << 30, 40
-BASE_SECONDS, BYTES_PER_SECOND = 120.0, 1e6
+BASE_SECONDS, BYTES_PER_SECOND = 300.0, 1e6  # several times what a busy machine needs
 # What the readers of transformers and gguf raise on files that are not what they should be; torch says RuntimeError when memory is short.
 FAULTS = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError, struct.error, OSError)
 # llama.cpp's names for ways to cut text into words before merging: GPT-2's own, and the same after setting every digit apart.

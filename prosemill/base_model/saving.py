@@ -81,7 +81,7 @@ def _end_with_documents(model: "PreTrainedModel", tokenizer: "PreTrainedTokenize
     end = end_of_text_id(tokenizer)
     config.eos_token_id = sorted({end, *([own] if isinstance(own, int) else own)})
     config.pad_token_id = end
-    config._from_model_config = False  # else the model's own config would have the last word
+    config._from_model_config = False  # else transformers 4 puts the model's own config in its place
 
 
 def bytes_without_token(tokenizer: "PreTrainedTokenizerFast") -> bytes:

@@ -134,6 +134,7 @@ def test_generation_ends_with_the_document(write_gguf: WriteGguf, wheel_of: Whee
     assert model.generation_config is not None
     assert model.generation_config.eos_token_id == [0, 2]
     assert model.generation_config.pad_token_id == 0
+    assert not json.loads((OUTPUT / "generation_config.json").read_text()).get("_from_model_config")
     head = model.get_output_embeddings()
     assert isinstance(head, torch.nn.Linear)
     torch.nn.init.zeros_(head.weight)  # all logits are equal, and greedy decoding takes the first id, the end of text
@@ -145,7 +146,7 @@ def test_generation_ends_with_the_document(write_gguf: WriteGguf, wheel_of: Whee
 def test_bytes_without_a_token_are_counted(write_gguf: WriteGguf, wheel_of: WheelOf, capfd: pytest.CaptureFixture[str]) -> None:
     tokens = [token for token in byte_tokens() if token not in ("Ą", "À", "ñ")]  # 04; C0, which no UTF-8 has; F1
     assert build(wheel_of(write_gguf(tokens=tokens)))["num_bytes_without_token"] == 2
-    assert "has no token for 2 of UTF-8's bytes" in capfd.readouterr().err
+    assert "lacks 2 rare bytes" in capfd.readouterr().err
 
 
 @here

@@ -80,6 +80,11 @@ def test_a_tiny_nucleus_is_greedy(model: PreTrainedModel, tokenizer: PreTrainedT
     assert whole.samples == [whole.greedy, whole.greedy]
 
 
+def test_a_low_temperature_is_greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    whole = continued(model, tokenizer, replace(OPTIONS, top_p=1.0, temperature=1e-5))
+    assert whole.samples == [whole.greedy, whole.greedy]
+
+
 def test_the_prompt_is_no_part_of_a_continuation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     marked = [Passage("marked", "zebra zebra zebra", "a reference")]
     texts = continued(model, tokenizer, passages=marked)
@@ -97,6 +102,11 @@ def test_end_of_text_ends_a_continuation(model: PreTrainedModel, tokenizer: PreT
         assert continued(model, tokenizer) == Continuations([""] * 5, [[""] * 5, [""] * 5])
     finally:
         model.lm_head = head
+
+
+def test_the_first_stop_token_of_any_kind_ends_a_row() -> None:
+    assert room._before_stop([5, 6, 2, 0, 0], [0, 2]) == [5, 6]
+    assert room._before_stop([5, 6], [0, 2]) == [5, 6]
 
 
 @pytest.mark.parametrize(("nucleus_tokens", "top_p"), [(1024, 0.8), (4, 0.8), (2, 0.95), (8, 1.0)])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from transformers import AutoModelForCausalLM
 import stages.evaluate
 from prosemill.errors import ProsemillError
 from prosemill.evaluation import Evaluation, evaluate_models, print_table, write_evaluation
+from prosemill.evaluation.diversity import diversity
+from prosemill.evaluation.overlap import overlap
 from prosemill.evaluation.report import as_markdown, report_text
 from prosemill.evaluation.table import headline
 from prosemill.params import Evaluate
@@ -107,6 +110,14 @@ def test_twice_gives_the_same_apart_from_times(evaluation: Evaluation, folders: 
     again = evaluate_models(SECTION, **folders)
     assert without_times(again.metrics) == without_times(evaluation.metrics)
     assert again.samples == evaluation.samples
+
+
+def test_the_calibrating_rows_are_human_text(evaluation: Evaluation) -> None:
+    references = [row["reference"] for row in evaluation.samples]
+    shifted = overlap([[*references[1:], references[0]]], references, resamples=50, seed=0)
+    assert evaluation.metrics["unrelated"]["rouge1"] == pytest.approx(shifted["rouge1"], rel=1e-5)
+    assert evaluation.metrics["unrelated"]["rouge1"] < 1
+    assert evaluation.metrics["human"]["distinct_1"] == pytest.approx(diversity(references)["distinct_1"], rel=1e-5)
 
 
 def test_the_base_model_against_itself_is_equal(folders: dict[str, Path]) -> None:
@@ -233,8 +244,10 @@ def test_what_cannot_be_evaluated_is_one_line(folders: dict[str, Path], tmp_path
         evaluate(context=8, prompt_words=2, continuation_words=2, latency_prompt_tokens=250)
     with pytest.raises(ProsemillError, match=r"has no tokenizer\.json"):
         evaluate(prompt_words=2, continuation_words=2, trained=tmp_path)
-    with pytest.raises(ProsemillError, match=r"the tokenizers of .* differ"):
-        evaluate(prompt_words=2, continuation_words=2, trained=_with_another_tokenizer(folders["base"], tmp_path / "other"))
+    for number, change in enumerate([_fewer_merges, _swapped_ids]):
+        other = _with_another_tokenizer(folders["base"], tmp_path / f"other {number}", change)
+        with pytest.raises(ProsemillError, match=r"the tokenizers of .* differ"):
+            evaluate(prompt_words=2, continuation_words=2, trained=other)
 
 
 def test_the_stage_reads_its_section_and_writes_its_files(
@@ -260,10 +273,19 @@ def test_the_stage_reads_its_section_and_writes_its_files(
     assert all(file.is_file() for file in files)
 
 
-def _with_another_tokenizer(model: Path, folder: Path) -> Path:
+def _with_another_tokenizer(model: Path, folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
     shutil.copytree(model, folder)
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text())
-    content["model"]["merges"] = content["model"]["merges"][:-50]
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content | {"model": change(content["model"])}))
     return folder
+
+
+def _fewer_merges(model: dict[str, Any]) -> dict[str, Any]:
+    return model | {"merges": model["merges"][:-50]}
+
+
+def _swapped_ids(model: dict[str, Any]) -> dict[str, Any]:
+    """Swap bytes that no UTF-8 text has: the texts' ids stay the same, but not what the ids mean."""
+    vocabulary = model["vocab"]
+    return model | {"vocab": vocabulary | {"þ": vocabulary["ÿ"], "ÿ": vocabulary["þ"]}}

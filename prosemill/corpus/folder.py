@@ -83,13 +83,12 @@ def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 
 def _walk(root: Path, boundary: Path, left_out: frozenset[str]) -> Iterator[str]:
-    """Every file's path relative to the root, with forward slashes. Paths are strings, as there may be millions."""
+    """Each file's path below the root, with forward slashes. os.walk enters no links; paths are strings, as there may be millions."""
     for folder, folders, files in os.walk(root, onerror=_refuse_unreadable):
-        links = [name for name in folders if Path(folder, name).is_symlink()]
-        for name in links:
-            if not name.startswith(".") and name not in left_out:
+        folders[:] = sorted(set(folders) - left_out)
+        for name in folders:
+            if Path(folder, name).is_symlink() and not name.startswith("."):
                 _refuse_escape(Path(folder, name), boundary)
-        folders[:] = sorted(set(folders) - set(links) - left_out)
         below = folder.removeprefix(str(root)).replace(os.sep, "/").lstrip("/")
         for name in files:
             relative = f"{below}/{name}" if below else name

@@ -84,7 +84,8 @@ def test_the_output_keeps_its_contract(workspace: Path) -> None:
         assert row["num_documents"] == len(ids)
         assert row["num_text_bytes"] == sum(len(built[document_id].text.encode()) for document_id in ids)
         assert row["sha256"] == sha256_of_file(CORPUS / row["file"])
-    assert {split: metrics[split]["num_documents"] for split in SPLITS} == Counter(document.split for document in built.values())
+    splits = Counter(document.split for document in built.values())
+    assert all(metrics[split]["num_documents"] == splits[split] for split in SPLITS)
     assert metrics["num_documents"] == len(built) == 60
     assert (metrics["num_exact_duplicates"], metrics["num_empty"], metrics["num_over_limit"]) == (1, 0, 0)
     source = json.loads((CORPUS / "SOURCE.json").read_text())

@@ -28,6 +28,7 @@ EVALUATION = ("validation", "test")
         ("data/validation-00000-of-00001-80760c25d1e3b8ab.parquet", "validation"),
         ("test-00000-of-00001.parquet", "test"),
         ("train/test.txt", "train"),
+        ("test/train/a.txt", "test"),
         ("a.txt", None),
         ("testing.txt", None),
         ("the test of time.txt", None),

@@ -428,9 +428,10 @@ def test_progress_shows_life_while_a_shard_takes_long(capfd: pytest.CaptureFixtu
     monkeypatch.setattr(console, "PLAIN_INTERVAL", 0.05)
     show_progress(pause=0.2)
     lines = capfd.readouterr().err.splitlines()
-    assert lines[0] == "tokenize: 0/3 shards in 0 s"
+    assert lines[0].startswith("tokenize: 0/3 shards in ")
     assert len(lines) > 4
-    assert lines[-1] == "tokenize: 3/3 shards in 1 s, 1,234 tokens/s"
+    assert lines[-1].startswith("tokenize: 3/3 shards in ")
+    assert lines[-1].endswith(" s, 1,234 tokens/s")
 
 
 @pytest.mark.parametrize("columns", [0, 60, 200])  # a terminal that nobody told its width says 0

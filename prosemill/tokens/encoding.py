@@ -21,7 +21,7 @@ WordPiece, other patterns) is encoded whole by the library.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 # A part begins before a space, tab or line break that follows a character which is no white space. What Python calls white space
 # includes all that the library calls so, and more: around the other kinds (\x1c, no-break space, ...) the text is not cut.
 PARTS = re.compile(r"\s*+\S++(?:[^\S \t\n\r]\s*+\S*+)*+|\s++")
+BORDER = re.compile(r"(?<=\S)[ \t\n\r]")
+WINDOW = 1 << 20  # characters cut into parts at once: a list of the parts of a text takes some twenty times its size
 MAX_WORDS = 1 << 18  # words whose ids are remembered: about 60 MB
 MAX_WORD_CHARACTERS = 64  # longer ones seldom come again
 
@@ -58,11 +60,17 @@ class Encoder:
         """The text's ids as bytes of `dtype`, without an end of text. Names of special tokens in it are ordinary text."""
         if self._ids_of is None:
             return self._encode_whole(text)
-        return b"".join(map(self._ids_of.__getitem__, PARTS.findall(text)))
+        ids_of = self._ids_of.__getitem__
+        return b"".join([b"".join(map(ids_of, PARTS.findall(window))) for window in _windows(text)])
 
     def decode(self, ids: bytes) -> str:
         """The text of ids that `encode` gave."""
         return str(self._tokenizer.decode(np.frombuffer(ids, self.dtype).tolist(), skip_special_tokens=False))
+
+    def gives_back(self, text: str) -> bool:
+        """Whether the text's ids decode to the text itself, byte by byte. A long text is checked in the pieces it is encoded in."""
+        pieces = [text] if self._ids_of is None else _windows(text)
+        return all(self.decode(self.encode(piece)) == piece for piece in pieces)
 
     def _encode_whole(self, text: str) -> bytes:
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
@@ -73,6 +81,15 @@ class Encoder:
                 "name a token in params.yaml that ordinary text never gives"
             )
         return np.array(ids, self.dtype).tobytes()
+
+
+def _windows(text: str) -> Iterator[str]:
+    """The text in pieces of about `WINDOW` characters that begin where parts begin."""
+    start = 0
+    while len(text) - start > WINDOW and (border := BORDER.search(text, start + WINDOW)):
+        yield text[start : border.start()]
+        start = border.start()
+    yield text[start:]
 
 
 class _Words(dict[str, bytes]):

@@ -110,11 +110,10 @@ def tokenize_shard(task: TokenizeTask, writers: Mapping[str, HashingWriter]) -> 
     for texts, num_bytes in _batches(task):
         encoded = []
         for text in texts:
-            ids = encoder.encode(text)
-            encoded += [ids, end_of_text]
+            encoded += [encoder.encode(text), end_of_text]
             if num_documents % task.verify_every == 0:
                 num_verified += 1
-                num_lossy += encoder.decode(ids) != text
+                num_lossy += not encoder.gives_back(text)
             num_documents += 1
         num_text_bytes += num_bytes
         writers[name].write(b"".join(encoded))

@@ -63,6 +63,21 @@ def whole(tokenizer: Tokenizer, text: str) -> bytes:
     return np.array(tokenizer.encode(text, add_special_tokens=False).ids, "<u2").tobytes()
 
 
+def test_long_texts_are_cut_where_parts_begin(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, encoder = load_tokenizer(folders["GPT-2"]), Encoder.open(folders["GPT-2"], end_of_text=0)
+
+    @settings(max_examples=300, deadline=None)
+    @given(ODD_TEXT, st.integers(1, 20))
+    def same(text: str, window: int) -> None:
+        monkeypatch.setattr(encoding, "WINDOW", window)
+        assert encoder.encode(text) == whole(tokenizer, text)
+        windows = list(encoding._windows(text))
+        assert "".join(windows) == text
+        assert [part for some in windows for part in PARTS.findall(some)] == PARTS.findall(text)
+
+    same()
+
+
 def pieces_of(tokenizer: Tokenizer, text: str) -> list[str]:
     """What the library splits the text into before it merges bytes."""
     return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]

@@ -3,7 +3,12 @@
 Loading never runs code of the folder: only safetensors are read, and a config that names remote code is refused.
 """
 
+import errno
 import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -50,6 +55,18 @@ def refuse_remote_code(folder: Path) -> None:
             raise ProsemillError(
                 f"{path} names code of its own (auto_map), which Prosemill never runs: choose a model that transformers knows"
             )
+
+
+@contextmanager
+def telling_a_full_disk(folder: Path) -> Iterator[None]:
+    """While a model or tokenizer is saved into `folder`: turn its libraries' errors for a full disk into the `OSError` that they hide."""
+    try:
+        yield
+    except Exception as error:
+        code = re.search(r"\(os error (\d+)\)", str(error))  # how Rust ends its messages
+        if isinstance(error, OSError) or code is None or int(code[1]) not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from None
 
 
 def end_of_text_id(tokenizer: PreTrainedTokenizerFast, name: str = "auto") -> int:

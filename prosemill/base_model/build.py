@@ -35,17 +35,13 @@ def build_base_model(section: Download, corpus: Path, output: Path) -> dict[str,
     """
     scratch = SHARD_WORK / "base-model"
     with alone("base-model"):
-        if scratch.exists():
-            shutil.rmtree(scratch)
+        shutil.rmtree(scratch, ignore_errors=True)  # of a killed call
         scratch.mkdir(parents=True)
-        metrics = _write(section.model, corpus, scratch)
-        _sync(scratch)
-        facts = json.dumps(_facts(section.model), indent=2, sort_keys=True, ensure_ascii=False)
-        write_durably(scratch / SOURCE_FILE, facts + "\n")
-        if output.exists():
-            shutil.rmtree(output)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        scratch.replace(output)
+        try:
+            metrics = _write(section.model, corpus, scratch)
+            _publish(scratch, section.model, output)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)  # a full disk gets its space back
     if lost := metrics["num_bytes_without_token"]:
         say(f"note: the base model's tokenizer lacks {lost} rare bytes, mostly control characters; a text that holds one loses it")
     return metrics
@@ -74,10 +70,16 @@ def _facts(model: BaseModel) -> dict[str, Any]:
     return {"source": model.source, **origin, "license": model.license, "attribution": model.attribution}
 
 
-def _sync(folder: Path) -> None:
-    """Wait until every file of the folder is on the disk, and give all the same permissions: safetensors writes for its owner alone."""
-    mode = (folder / "config.json").stat().st_mode
-    for path in sorted(folder.iterdir()):
-        path.chmod(mode)
+def _publish(scratch: Path, model: BaseModel, output: Path) -> None:
+    """Put the whole folder in its place once it is on the disk."""
+    mode = (scratch / "config.json").stat().st_mode
+    for path in sorted(scratch.iterdir()):
+        path.chmod(mode)  # safetensors writes for its owner alone
         with path.open("rb") as file:
             os.fsync(file.fileno())
+    facts = json.dumps(_facts(model), indent=2, sort_keys=True, ensure_ascii=False)
+    write_durably(scratch / SOURCE_FILE, facts + "\n")
+    if output.exists():
+        shutil.rmtree(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch.replace(output)

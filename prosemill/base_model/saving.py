@@ -50,7 +50,10 @@ def save_base_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFas
 
     Raises:
         ProsemillError: the tokenizer gives ids that the model lacks.
+        OSError: the disk is full.
     """
+    from prosemill.pretrained import telling_a_full_disk
+
     context_size = int(model.config.max_position_embeddings)
     vocabulary_size = int(model.config.vocab_size)
     if len(tokenizer) > vocabulary_size:
@@ -59,8 +62,9 @@ def save_base_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFas
     # Decoding gives back the text as it was, also the spaces before punctuation.
     tokenizer.clean_up_tokenization_spaces = tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False
     tokenizer.model_max_length = tokenizer.init_kwargs["model_max_length"] = context_size
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with telling_a_full_disk(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return {
         "family": str(model.config.model_type),
         "num_parameters": model.num_parameters(),

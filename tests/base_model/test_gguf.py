@@ -1,12 +1,15 @@
 """A GGUF inside a wheel becomes a model folder: the same logits, the same text back, and nothing from a broken file."""
 
+import errno
 import json
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
+import transformers
 
 from prosemill.base_model import build_base_model, gguf
 from prosemill.errors import ProsemillError
@@ -221,3 +224,19 @@ def test_an_old_folder_survives_a_failure(write_gguf: WriteGguf, wheel_of: Wheel
     with pytest.raises(ProsemillError):
         build(wheel_of(write_gguf(drop="token_embd.weight")))
     assert {path.name: path.read_bytes() for path in OUTPUT.iterdir()} == first
+
+
+@here
+@pytest.mark.parametrize(("writer", "fault"), [("PreTrainedModel", safetensors.SafetensorError), ("PreTrainedTokenizerFast", Exception)])
+def test_a_full_disk_is_told_as_one(
+    write_gguf: WriteGguf, wheel_of: WheelOf, monkeypatch: pytest.MonkeyPatch, writer: str, fault: type[Exception]
+) -> None:
+    def fill(*_: object, **__: object) -> None:
+        raise fault("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(getattr(transformers, writer), "save_pretrained", fill)
+    with pytest.raises(OSError, match="No space left") as caught:
+        build(wheel_of(write_gguf()))
+    assert caught.value.errno == errno.ENOSPC
+    assert not OUTPUT.exists()
+    assert [path.name for path in Path(".shards").iterdir()] == ["base-model.lock"]

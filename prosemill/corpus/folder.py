@@ -44,7 +44,8 @@ def list_files(
     """
     split_patterns = [_parts_of(pattern) for pattern in patterns]
     names = []
-    for name in _walk(root, boundary or root, left_out):
+    enter_hidden = any(part.startswith(".") for pattern in split_patterns for part in pattern)
+    for name in _walk(root, boundary or root, left_out, enter_hidden=enter_hidden):
         parts = tuple(name.split("/"))
         if any(_matches(parts, pattern) for pattern in split_patterns):
             _refuse_irregular(root / name, boundary or root)
@@ -82,12 +83,12 @@ def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def _walk(root: Path, boundary: Path, left_out: frozenset[str]) -> Iterator[str]:
+def _walk(root: Path, boundary: Path, left_out: frozenset[str], *, enter_hidden: bool) -> Iterator[str]:
     """Each file's path below the root, with forward slashes. os.walk enters no links; paths are strings, as there may be millions."""
     for folder, folders, files in os.walk(root, onerror=_refuse_unreadable):
-        folders[:] = sorted(set(folders) - left_out)
+        folders[:] = sorted(name for name in folders if name not in left_out and (enter_hidden or not name.startswith(".")))
         for name in folders:
-            if Path(folder, name).is_symlink() and not name.startswith("."):
+            if Path(folder, name).is_symlink():
                 _refuse_escape(Path(folder, name), boundary)
         below = folder.removeprefix(str(root)).replace(os.sep, "/").lstrip("/")
         for name in files:

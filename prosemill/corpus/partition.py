@@ -76,8 +76,12 @@ def read_or_make_partition(source: Source, fingerprint: str, *, num_shards: int,
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    partition = _make(source, folder, num_shards, max_documents)
-    write_durably(folder / MARKER, json.dumps(asdict(partition)))
+    try:
+        partition = _make(source, folder, num_shards, max_documents)
+        write_durably(folder / MARKER, json.dumps(asdict(partition)))
+    except BaseException:
+        shutil.rmtree(folder)  # half a pass is of no use, and a full disk gets its space back
+        raise
     return partition
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from prosemill.corpus.frames import frame_headers, frame_text
 from prosemill.corpus.partition import is_within
@@ -133,14 +133,25 @@ def _write_parquet(entries: list[Entry], file: BinaryIO, writer: HashingWriter) 
 def _table(group: list[Entry], file: BinaryIO, schema: "pyarrow.Schema") -> "pyarrow.Table":
     import pyarrow
 
-    texts = pyarrow.array([frame_text(file, entry.offset, entry.size) for entry in group], pyarrow.binary()).cast(pyarrow.string())
-    columns: list[Any] = [
-        pyarrow.array([entry.document_id for entry in group], pyarrow.string()),
-        texts,
-        pyarrow.array([entry.source for entry in group], pyarrow.string()),
-        pyarrow.array([entry.label for entry in group], pyarrow.string()),
+    columns = [
+        _strings([entry.document_id.encode() for entry in group]),
+        _strings([frame_text(file, entry.offset, entry.size) for entry in group]),
+        _strings([entry.source.encode() for entry in group]),
+        _strings([None if entry.label is None else entry.label.encode() for entry in group]),
     ]
     return pyarrow.Table.from_arrays(columns, schema=schema)
+
+
+def _strings(values: list[bytes | None] | list[bytes]) -> "pyarrow.StringArray":
+    """An Arrow column of UTF-8 values. Unlike `pyarrow.array` it does not copy a lone long text, nor import pandas."""
+    import numpy
+    import pyarrow
+
+    offsets = numpy.zeros(len(values) + 1, dtype=numpy.int32)
+    numpy.cumsum([len(value or b"") for value in values], out=offsets[1:])
+    validity = numpy.packbits([value is not None for value in values], bitorder="little")
+    buffers = [pyarrow.py_buffer(buffer) for buffer in (validity, offsets, b"".join(value or b"" for value in values))]
+    return pyarrow.Array.from_buffers(pyarrow.string(), len(values), buffers)
 
 
 def _row_groups(entries: list[Entry]) -> Iterator[list[Entry]]:

@@ -268,6 +268,7 @@ def test_a_failed_build_leaves_nothing_that_the_next_one_trusts(workspace: Path)
     write_texts(workspace / "texts", {"a.txt": "fine", "z.txt": b"\xff"})
     with pytest.raises(ProsemillError, match="not UTF-8"):
         build_corpus(download(files()), CORPUS)
+    assert not list(SHARD_WORK.glob("partition-*"))
     write_texts(workspace / "texts", {"z.txt": "mended"})
     build_corpus(download(files()), CORPUS)
     assert {built.text for built in read_corpus(CORPUS).values()} == {"fine", "mended"}

@@ -37,6 +37,14 @@ def test_links_that_stay_inside_are_read(workspace: Path) -> None:
     assert metrics["num_exact_duplicates"] == 1
 
 
+def test_hidden_folders_are_not_entered_unless_asked_for(tmp_path: Path) -> None:
+    write_texts(tmp_path, {"a.txt": "text", "other/.git/b.txt": "text"})
+    (tmp_path / ".cache").symlink_to("/etc")
+    assert listed(tmp_path, "**/*.txt") == ["a.txt"]
+    with pytest.raises(ProsemillError, match=r"\.cache is a link to /etc, outside"):
+        listed(tmp_path, ".cache/*")
+
+
 def test_a_root_that_is_itself_a_link_is_the_users_choice(workspace: Path) -> None:
     write_texts(workspace / "real", {"a.txt": "text"})
     (workspace / "texts").symlink_to("real")

@@ -21,7 +21,7 @@ from prosemill.digests import sha256_of_file, sha256_of_value
 from prosemill.metrics import write_metrics
 from prosemill.params import Train, as_plain
 from prosemill.precision import Arithmetic, choose_arithmetic, choose_device
-from prosemill.pretrained import load_model, load_tokenizer
+from prosemill.pretrained import load_model, load_tokenizer, telling_a_full_disk
 from prosemill.shards import MANIFEST
 from prosemill.tokens.blocks import Blocks
 from prosemill.tracking import open_run, run_fingerprint
@@ -60,14 +60,17 @@ def train_model(section: Train, *, blocks: Path, base: Path, output: Path, metri
         run.log_dataset("blocks", sha256_of_file(blocks / MANIFEST), source=str(blocks))
         with Recorder(section, run, sampler) as recorder:
             trainer = build_trainer(section, train, validation, base, CHECKPOINTS / fingerprint, recorder.callbacks())
-            trainer.train()
+            with telling_a_full_disk(CHECKPOINTS):
+                trainer.train()
         values = _measurements(trainer, recorder, section, train.block_size)
         run.log_metrics({key: value for key, value in values.items() if isinstance(value, int | float)})
         write_curves(recorder, reports)
         write_samples(recorder, reports)
         run.log_file(reports / "loss_curve.png", "plots")
         identity = {"fingerprint": fingerprint, "name": base_name(base), "best_step": recorder.best_step}
-        export(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), base, output, identity)
+        trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        with telling_a_full_disk(output):
+            export(trained, base, output, identity)
     write_metrics(metrics, values)
     shutil.rmtree(CHECKPOINTS / fingerprint)
 

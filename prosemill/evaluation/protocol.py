@@ -137,6 +137,7 @@ def _settings(section: Evaluate, measured: "Measured", num_prompts: int, num_too
         "top_p": section.top_p,
         "bootstrap_resamples": section.bootstrap_resamples,
         "seed": section.seed,
+        "batch_size": section.batch_size,
         "bleu_smoothing": "nltk method1",
         "rouge_use_stemmer": False,
         "latency_batch_size": 1,
@@ -166,7 +167,8 @@ def _notes(section: Evaluate) -> list[str]:
         "fed as end-of-text and its tokens. At most max_new_tokens tokens are generated, to end-of-text or the "
         f"tokenizer's own end of sequence, and cut to {words} words. Plain names are of the greedy continuation; "
         "sampled_ names are means over num_samples samples at the given temperature and top_p, each row with a "
-        "random generator of its own, seeded by the seed, the document's id and the sample's number.",
+        "random generator of its own, seeded by the seed, the document's id and the sample's number. batch_size changes no "
+        "draw, but in bf16 and fp16 rounding differs with it, and a near tie between two tokens may fall the other way.",
         "bleu (nltk corpus BLEU-4, smoothing method1) and rouge1, rouge2, rougeL (rouge-score's F-measures, no stemming) compare the "
         "continuation alone with the reference, never the prompt. Tokens are runs of letters, marks and digits of any script, and each "
         "character of scripts written without spaces; for BLEU punctuation marks too, case kept; for ROUGE case folded.",

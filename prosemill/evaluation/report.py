@@ -78,7 +78,8 @@ def _reading_help(metrics: dict[str, Any]) -> str:
         f"{words} of greedy continuation with the {words} that the human wrote; *unrelated text* is what human text on "
         "another subject gets, the floor. Differences smaller than the 95 % intervals in the picture below "
         f"({protocol['num_prompts']} prompts) mean little. Distinct-n, repetition and loops are best when they are like "
-        "the *human* column. Times depend on the machine."
+        "the *human* column. Times depend on the machine; both models have the same shape, so a difference between their "
+        "times is the machine's noise."
     )
 
 

@@ -7,6 +7,8 @@ draw_continuations(metrics, Path("reports/continuations.png"))
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prosemill.evaluation.table import number_text
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -26,9 +28,8 @@ def draw_before_and_after(metrics: dict[str, Any], path: Path) -> None:
         axes = figure.add_subplot(1, len(panels), position)
         before, after = metrics["base"][name], metrics["trained"][name]
         bars = axes.bar(["base", "trained"], [before, after], color=[COLORS["base"], COLORS["trained"]], width=0.6)
-        axes.bar_label(
-            bars, labels=[f"{value:,.3f}" if value < 10 else f"{value:,.2f}" for value in (before, after)], padding=3, color=TEXT
-        )
+        labels = [number_text(value, digits=3 if value < 10 else 2) for value in (before, after)]
+        axes.bar_label(bars, labels=labels, padding=3, color=TEXT)
         axes.set_title(f"{label}\n{100 * (after - before) / before:+.1f} %", fontsize=11, color=TEXT)
         axes.set_ylim(0, 1.15 * max(before, after))
         _quiet(axes)

@@ -75,12 +75,13 @@ def _cells(line: Line, metrics: dict[str, Any]) -> list[str]:
     names = {"base": line.name, "trained": line.name, "human": line.name.removeprefix("sampled_")}
     names["unrelated"] = names["human"]
     values = {row: metrics.get(row, {}).get(name) for row, name in names.items()}
-    shown = {row: _number(value, line.digits) for row, value in values.items()}
+    shown = {row: number_text(value, line.digits) for row, value in values.items()}
     change = _change(values["base"], values["trained"])
     return [line.label, shown["base"], shown["trained"], change, shown["human"], shown["unrelated"], line.better]
 
 
-def _number(value: float | None, digits: int) -> str:
+def number_text(value: float | None, digits: int) -> str:
+    """A number as people read it: a dash for none, thousands set apart, a power of ten where it is huge."""
     if value is None:
         return "–"
     return f"{value:,.{digits}f}" if value < READABLE else f"{value:.2e}"

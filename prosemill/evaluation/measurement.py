@@ -17,7 +17,7 @@ from prosemill.evaluation.documents import Document, Passage
 from prosemill.evaluation.latency import measure_latency
 from prosemill.evaluation.scoring import Score, num_windows, score_at_strides
 from prosemill.params import Evaluate
-from prosemill.precision import DTYPES, choose_arithmetic, choose_device
+from prosemill.precision import DTYPES, Arithmetic, choose_arithmetic, choose_device
 from prosemill.pretrained import end_of_text_id, load_model, load_tokenizer
 
 Tokens = list[int]
@@ -58,7 +58,6 @@ def measure_models(section: Evaluate, documents: Sequence[Document], passages: S
     arithmetic = choose_arithmetic(section.precision, device)
     tokenizer, end_of_text, text = _read_text(section, documents, passages, folders)
     options = _options(section, end_of_text)
-    strides = [section.context, section.context // 2]
     scores: dict[str, dict[int, Score]] = {}
     continued: dict[str, Continuations] = {}
     models: dict[str, PreTrainedModel] = {}
@@ -67,18 +66,7 @@ def measure_models(section: Evaluate, documents: Sequence[Document], passages: S
         _refuse_too_long(section, options, text, model, folder)
         model.generation_config = GenerationConfig()  # nothing of the folder's own settings
         model = model.to(device)
-        with progress(f"score {name}", num_windows(text.documents, section.context, strides), "windows") as bar:
-            scores[name] = score_at_strides(
-                model,
-                text.documents,
-                end_of_text_id=end_of_text,
-                context=section.context,
-                strides=strides,
-                batch_size=section.batch_size,
-                device=device,
-                arithmetic=arithmetic,
-                advance=bar.advance,
-            )
+        scores[name] = _score(name, model, text, section, end_of_text, arithmetic)
         models[name] = model.to(DTYPES[arithmetic])
         with progress(f"continue {name}", len(passages) * (1 + section.num_samples), "continuations") as bar:
             continued[name] = continue_passages(model, tokenizer, passages, text.prompts, options, advance=bar.advance)
@@ -90,8 +78,8 @@ def measure_models(section: Evaluate, documents: Sequence[Document], passages: S
         end_of_text_id=end_of_text,
     )
     return Measured(
-        scores={name: by_stride[strides[0]] for name, by_stride in scores.items()},
-        half_stride_scores={name: by_stride[strides[1]] for name, by_stride in scores.items()},
+        scores={name: by_stride[section.context] for name, by_stride in scores.items()},
+        half_stride_scores={name: by_stride[section.context // 2] for name, by_stride in scores.items()},
         continuations=continued,
         latency=latency,
         machine={
@@ -103,6 +91,23 @@ def measure_models(section: Evaluate, documents: Sequence[Document], passages: S
             "threads": torch.get_num_threads(),
         },
     )
+
+
+def _score(name: str, model: PreTrainedModel, text: _Text, section: Evaluate, end_of_text: int, arithmetic: Arithmetic) -> dict[int, Score]:
+    """The model's scores by stride: the whole context, and half of it."""
+    strides = [section.context, section.context // 2]
+    with progress(f"score {name}", num_windows(text.documents, section.context, strides), "windows") as bar:
+        return score_at_strides(
+            model,
+            text.documents,
+            end_of_text_id=end_of_text,
+            context=section.context,
+            strides=strides,
+            batch_size=section.batch_size,
+            device=model.device,
+            arithmetic=arithmetic,
+            advance=bar.advance,
+        )
 
 
 def _read_text(

@@ -5,12 +5,16 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from prosemill.base_model import gguf
 from prosemill.params import Download, WheelModel, parse_section
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
 
 MEMBER = "tiny_model/tiny.gguf"
 CHARACTERS = 32  # width of the tiny model; quantised rows come in blocks of 32
@@ -66,26 +70,7 @@ def write_gguf(tmp_path: Path) -> WriteGguf:
         path = tmp_path / "tiny.gguf"
         names = list(tokens or byte_tokens())
         writer = GGUFWriter(path, architecture)
-        writer.add_block_count(num_layers)
-        writer.add_context_length(64)
-        writer.add_embedding_length(CHARACTERS)
-        writer.add_feed_forward_length(64)
-        writer.add_head_count(2)
-        writer.add_head_count_kv(1)
-        writer.add_rope_freq_base(10000.0)
-        writer.add_layer_norm_rms_eps(1e-5)
-        writer.add_vocab_size(len(names))
-        writer.add_rope_dimension_count(16)
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(split)
-        writer.add_token_list(names)
-        writer.add_token_types([3, 3, 3, *[1] * (len(names) - 3)])
-        writer.add_token_merges(MERGES)
-        writer.add_bos_token_id(1)
-        writer.add_eos_token_id(2)
-        writer.add_unk_token_id(0)
-        writer.add_pad_token_id(2)
-        writer.add_add_bos_token(add_bos)
+        _describe(writer, num_layers=num_layers, names=names, split=split, add_bos=add_bos)
         for name, shape in _shapes(len(names)).items():
             if name == drop:
                 continue
@@ -101,6 +86,30 @@ def write_gguf(tmp_path: Path) -> WriteGguf:
         return path
 
     return write
+
+
+def _describe(writer: "GGUFWriter", *, num_layers: int, names: list[str], split: str, add_bos: bool) -> None:
+    """What a GGUF file says of its model and its tokenizer."""
+    writer.add_block_count(num_layers)
+    writer.add_context_length(64)
+    writer.add_embedding_length(CHARACTERS)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(names))
+    writer.add_rope_dimension_count(16)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split)
+    writer.add_token_list(names)
+    writer.add_token_types([3, 3, 3, *[1] * (len(names) - 3)])
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_add_bos_token(add_bos)
 
 
 def _shapes(vocabulary_size: int) -> dict[str, tuple[int, ...]]:

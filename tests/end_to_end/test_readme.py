@@ -1,11 +1,13 @@
 """Every command of the README works: run in a clone whose default is the small experiment, in the README's order."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from prosemill.evaluation import print_table
 from tests.end_to_end.conftest import ROOT, Clone
 
 # What sets up an environment is tried dry: the environment of the tests is the one it would make.
@@ -62,6 +64,14 @@ def test_the_users_own_files_can_be_named_as_the_readme_says(clone: Clone, prose
 @pytest.mark.parametrize("target", ["run", "test", "lint", "ui", "bench", "clean", "help"])
 def test_make_knows_its_targets(clone: Clone, target: str) -> None:
     assert clone.run("make", "--dry-run", target)
+
+
+def test_the_table_in_the_readme_is_the_committed_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    (table,) = re.findall(r"```text\n(metric.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    print_table(json.loads((ROOT / "metrics/evaluation.json").read_text(encoding="utf-8")))
+    printed = capsys.readouterr().out.splitlines()
+    assert len(table.splitlines()) >= 5
+    assert [line for line in table.splitlines() if line not in printed] == []
 
 
 def test_paths_that_the_readme_names_exist() -> None:

@@ -8,19 +8,19 @@ from prosemill.errors import ProsemillError
 END_OF_TEXT = "<|endoftext|>"
 
 
-def choose_end_of_text(vocabulary: dict[str, int], end_of_sequence: str | None, name: str = "auto") -> int:
-    """Id of the token that ends every document.
+def choose_end_of_text(vocabulary: dict[str, int], end_of_sequence: str | None) -> int:
+    """Id of the token that ends every document: <|endoftext|> where the vocabulary has it, else the end of sequence.
 
     Args:
         vocabulary: Ids by token.
         end_of_sequence: The tokenizer's own end of sequence, if it has one.
-        name: The token, or `auto`: <|endoftext|> where the vocabulary has it, else the end of sequence.
 
     Raises:
-        ProsemillError: the vocabulary lacks the token.
+        ProsemillError: the vocabulary has neither.
     """
-    automatic = END_OF_TEXT if END_OF_TEXT in vocabulary else end_of_sequence
-    token = automatic if name == "auto" else name
+    token = END_OF_TEXT if END_OF_TEXT in vocabulary else end_of_sequence
     if token is None or token not in vocabulary:
-        raise ProsemillError(f"`tokenize.end_of_text`: the vocabulary has no token {token!r}; name one that it has in params.yaml")
+        raise ProsemillError(
+            f"the tokenizer has no token that ends a text (neither {END_OF_TEXT} nor an end of sequence): choose another model"
+        )
     return vocabulary[token]

@@ -198,8 +198,6 @@ class Download:
 class Tokenize:
     """Text to token ids."""
 
-    end_of_text: str = "auto"
-    """Token that ends every document; `auto` takes <|endoftext|> where the vocabulary has it, else the tokenizer's own end of sequence."""
     verify_every: Count = 50
     """Of so many documents one is decoded again and compared with its text, byte by byte."""
 
@@ -315,7 +313,7 @@ class Evaluate:
     latency_repeats: Count = 5
     """Measured generations, after one for warm-up."""
     batch_size: Count = 16
-    """Sequences computed together; changes the speed, not the result."""
+    """Sequences computed together, for speed; in bf16 it may tip a near tie between two tokens."""
     precision: Precision = "auto"
     """Arithmetic of both models; auto as in training."""
     seed: CountOrZero = 0

@@ -69,14 +69,6 @@ def telling_a_full_disk(folder: Path) -> Iterator[None]:
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from None
 
 
-def end_of_text_id(tokenizer: PreTrainedTokenizerFast, name: str = "auto") -> int:
-    """Id of the token that ends every document.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        name: The token, or `auto`: <|endoftext|> where the vocabulary has it, else the tokenizer's end of sequence.
-
-    Raises:
-        ProsemillError: the vocabulary lacks the token.
-    """
-    return choose_end_of_text(tokenizer.get_vocab(), tokenizer.eos_token, name)
+def end_of_text_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Id of the token that ends every document. Raises `ProsemillError` if the tokenizer has none."""
+    return choose_end_of_text(tokenizer.get_vocab(), tokenizer.eos_token)

@@ -77,8 +77,8 @@ class Encoder:
         ids = encoding.ids
         if self._end_of_text in ids:
             raise ProsemillError(
-                f"`tokenize.end_of_text`: {self._tokenizer.id_to_token(self._end_of_text)!r} also occurs inside documents: "
-                "name a token in params.yaml that ordinary text never gives"
+                f"the token that ends a text, {self._tokenizer.id_to_token(self._end_of_text)!r}, also occurs inside documents: "
+                "choose a model whose tokenizer keeps it apart"
             )
         return np.array(ids, self.dtype).tobytes()
 

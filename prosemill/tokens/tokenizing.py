@@ -66,7 +66,7 @@ def tokenize_corpus(section: params.Tokenize, corpus: Path, model: Path, output:
         ProsemillError: an input is missing or damaged, the end of text is unknown, or the tokenizer has more ids than the model.
     """
     tokenizer = load_tokenizer(model)
-    end_of_text_id = choose_end_of_text(tokenizer.get_vocab(), _end_of_sequence(model), section.end_of_text)
+    end_of_text_id = choose_end_of_text(tokenizer.get_vocab(), _end_of_sequence(model))
     size = vocabulary_size(tokenizer)
     check_vocabulary(size, model)
     tokenizer_sha256 = sha256_of_file(model / "tokenizer.json")

@@ -133,7 +133,7 @@ class _Mlflow:
         try:
             with self._reaching():
                 experiment = mlflow.get_experiment_by_name(EXPERIMENT)
-                experiment_id = experiment.experiment_id if experiment else mlflow.create_experiment(EXPERIMENT, _artifact_location(uri))
+                experiment_id = experiment.experiment_id if experiment else _create_experiment(uri)
                 self.run_id = self._start(fingerprint, name, experiment_id)
         except _UnreachableError as error:
             raise ProsemillError(f"{error}: start it, or unset MLFLOW_TRACKING_URI to log into {TRACKING}") from None
@@ -147,7 +147,8 @@ class _Mlflow:
             run_name=f"{name}-{fingerprint[:8]}",
             log_system_metrics=True,
         )
-        self._mlflow.set_tags({FINGERPRINT_TAG: fingerprint, **git_state(Path.cwd())})
+        if not found:  # a later evaluation does not change which commit made the weights
+            self._mlflow.set_tags({FINGERPRINT_TAG: fingerprint, **git_state(Path.cwd())})
         return str(run.info.run_id)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -230,6 +231,9 @@ class _Wandb:
         self._run.finish(exit_code=0 if status == "FINISHED" else 1)
 
 
-def _artifact_location(uri: str) -> str | None:
+def _create_experiment(uri: str) -> str:
     """Artifacts of the default SQLite store lie beside it; a server decides for itself."""
-    return (TRACKING / "artifacts").absolute().as_uri() if uri.startswith("sqlite:") else None
+    import mlflow
+
+    location = (TRACKING / "artifacts").absolute().as_uri() if uri.startswith("sqlite:") else None
+    return str(mlflow.create_experiment(EXPERIMENT, location, {"mlflow.experimentKind": "custom_model_development"}))

@@ -217,26 +217,22 @@ def test_an_ordinary_word_cannot_end_the_text(tiny_model: Path) -> None:
     token = load_tokenizer(tiny_model).token_to_id("a")
     assert token is not None
     encoder = Encoder.open(tiny_model, end_of_text=token)
-    with pytest.raises(ProsemillError, match=r"`tokenize.end_of_text`: 'a' also occurs inside documents: name a token"):
+    with pytest.raises(ProsemillError, match=r"the token that ends a text, 'a', also occurs inside documents: choose"):
         encoder.encode("b.a")
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "own", "name", "expected"),
-    [
-        ({END_OF_TEXT: 3, "</s>": 1}, "</s>", "auto", 3),
-        ({"</s>": 1}, "</s>", "auto", 1),
-        ({END_OF_TEXT: 3, "</s>": 1}, None, "</s>", 1),
-    ],
+    ("vocabulary", "own", "expected"),
+    [({END_OF_TEXT: 3, "</s>": 1}, "</s>", 3), ({END_OF_TEXT: 3}, None, 3), ({"</s>": 1}, "</s>", 1)],
 )
-def test_end_of_text_is_chosen(vocabulary: dict[str, int], own: str | None, name: str, expected: int) -> None:
-    assert choose_end_of_text(vocabulary, own, name) == expected
+def test_end_of_text_is_chosen(vocabulary: dict[str, int], own: str | None, expected: int) -> None:
+    assert choose_end_of_text(vocabulary, own) == expected
 
 
-@pytest.mark.parametrize(("own", "name"), [(None, "auto"), ("</s>", "auto"), ("a", "<eos>")])
-def test_unknown_end_of_text_is_one_line(own: str | None, name: str) -> None:
-    with pytest.raises(ProsemillError, match=r"`tokenize.end_of_text`: the vocabulary has no token .*; name one"):
-        choose_end_of_text({"a": 0}, own, name)
+@pytest.mark.parametrize("own", [None, "</s>"])
+def test_a_tokenizer_without_an_end_of_text_is_one_line(own: str | None) -> None:
+    with pytest.raises(ProsemillError, match=r"no token that ends a text .*: choose another model"):
+        choose_end_of_text({"a": 0}, own)
 
 
 @pytest.mark.parametrize(("content", "said"), [(None, "is missing"), ("{", "is not a tokenizer"), ("{}", "is not a tokenizer")])

@@ -237,11 +237,6 @@ def test_a_tokenizer_beyond_the_model_is_one_line(prose_corpus: Path, tiny_model
         run(prose_corpus, model)
 
 
-def test_an_unknown_end_of_text_is_one_line(prose_corpus: Path, tiny_model: Path) -> None:
-    with pytest.raises(ProsemillError, match=r"`tokenize.end_of_text`: the vocabulary has no token '<eos>'"):
-        run(prose_corpus, tiny_model, Tokenize(end_of_text="<eos>"))
-
-
 def test_the_stage_reads_its_section_and_writes_metrics(prose_corpus: Path, tiny_model: Path) -> None:
     shutil.copytree(tiny_model, "models/base")
     Path("params.yaml").write_text("tokenize:\n  verify_every: 1\n")

@@ -94,6 +94,8 @@ def test_a_run_knows_its_commit_and_whether_the_tree_was_clean(store: Path) -> N
     Path("file").write_text("two", encoding="utf-8")
     with open_run("b" * 16, name="llama"):
         pass
+    with open_run("a" * 16, name="llama"):
+        pass  # an evaluation in a changed tree
     tags = {run.data.tags["prosemill.fingerprint"][0]: run.data.tags for run in runs()}
     assert tags["a"]["git_commit"] == tags["b"]["git_commit"] == git("rev-parse", "HEAD")
     assert (tags["a"]["git_dirty"], tags["b"]["git_dirty"]) == ("false", "true")

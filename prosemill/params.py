@@ -148,20 +148,24 @@ class HubModel:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ScratchModel:
-    """A LLaMA with random weights and a byte-level BPE tokenizer trained on the corpus."""
+    """A model with random weights and a byte-level BPE tokenizer trained on the corpus."""
 
     source: Literal["scratch"]
     """Where the base model comes from."""
+    family: str = "llama"
+    """Architecture: gpt2, gpt_neo, llama or t5 (a file of prosemill/families)."""
     vocabulary_size: Annotated[int, Field(ge=257)] = 4096
     """Tokens in the vocabulary: 256 bytes, the end of text, and merges."""
     num_layers: Count = 2
-    """Transformer layers."""
+    """Transformer layers; T5 has so many in the encoder and in the decoder."""
     hidden_size: Count = 64
     """Width of the residual stream."""
     num_heads: Count = 4
     """Attention heads; divides the width."""
     context_size: Count = 512
     """Longest sequence in tokens."""
+    dropout: Share = 0.0
+    """Share of the activations set to zero while training."""
     seed: CountOrZero = 0
     """Seed of the random weights."""
 
@@ -220,8 +224,8 @@ class Lora:
     """Scale of the adapters; their product is multiplied by alpha / r."""
     dropout: Share = 0.0
     """Share of the adapters' inputs set to zero while training."""
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Names of the linear layers that get an adapter."""
+    targets: tuple[str, ...] | None = None
+    """Names of the linear layers that get an adapter; null: the family's own choice."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -254,6 +258,9 @@ class Train:
     """Documents packed into one block do not see each other."""
     lora: Lora | None = None
     """Adapter settings; null trains every weight."""
+    base_precision: Literal["fp32", "bf16", "nf4"] = "fp32"
+    """Precision of the frozen weights under LoRA: bf16 halves their memory, nf4 quarters it again (QLoRA, Dettmers et al. 2023; needs
+    CUDA and bitsandbytes). Trained weights are always fp32."""
     evaluation_interval: Count = 20
     """Optimiser steps between two measurements of the validation loss, each with a checkpoint."""
     max_validation_blocks: Count | None = 32
@@ -274,6 +281,8 @@ class Train:
     def __post_init__(self) -> None:
         if (self.num_epochs is None) == (self.max_steps is None):
             raise ValueError("give either num_epochs or max_steps, and set the other to null")
+        if self.base_precision != "fp32" and self.lora is None:
+            raise ValueError(f"base_precision {self.base_precision} is for frozen weights: set `lora`, or base_precision to fp32")
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(f"gradient_accumulation {self.gradient_accumulation} does not divide batch_size {self.batch_size}")
         if self.sampling_interval % self.evaluation_interval:
@@ -288,10 +297,16 @@ class Evaluate:
 
     context: Annotated[int, Field(ge=8)] = 256
     """Longest window a token is predicted from, in tokens; the two strides are this and half of it."""
+    split: Literal["validation", "test"] = "test"
+    """Split to evaluate on."""
+    detokenize: bool = False
+    """Undo WikiText's tokenisation before scoring; word perplexity still counts the original's words."""
     max_documents: Count | None = None
-    """Test documents to score, in the corpus's order; null for all."""
+    """Documents of the split to score, in the corpus's order; null for all."""
+    baseline_tokens: Count | None = 20_000_000
+    """Tokens of the train split that the trigram baseline counts, at most; null for no baseline."""
     num_prompts: Count = 48
-    """Test documents whose beginning is continued, for BLEU, ROUGE and diversity."""
+    """Documents whose beginning is continued, for BLEU, ROUGE and diversity."""
     prompt_words: Count = 32
     """Words of the document given as the prompt."""
     continuation_words: Count = 32

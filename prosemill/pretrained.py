@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from prosemill.end_of_text import choose_end_of_text
 from prosemill.errors import ProsemillError
+from prosemill.families import family_of
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -28,18 +29,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The causal language model of a folder, on the CPU, in evaluation mode, its weights in `dtype`.
+    """The language model of a folder, on the CPU, in evaluation mode, its weights in `dtype`.
 
     Raises:
-        ProsemillError: a file is missing, or the config names code of its own.
+        ProsemillError: a file is missing, the family is not supported, or the config names code of its own.
     """
     refuse_remote_code(folder)
     if not list(folder.glob("*.safetensors")):
         raise ProsemillError(f"{folder} has no .safetensors file: run `dvc repro download` to fetch the base model again")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False)
-    assert isinstance(model, PreTrainedModel)
-    model.eval()
-    return model
+    return family_of(folder).load(folder, dtype=dtype, use_safetensors=True)
 
 
 def refuse_remote_code(folder: Path) -> None:

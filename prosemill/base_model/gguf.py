@@ -10,10 +10,11 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prosemill.base_model.saving import FAMILIES, first_line, quiet, save_base_model
+from prosemill.base_model.saving import first_line, quiet, save_base_model
 from prosemill.confined import run_confined
 from prosemill.console import say
 from prosemill.errors import ProsemillError
+from prosemill.families import families
 from prosemill.params import WheelModel
 from prosemill.wheels import cached_member
 
@@ -97,23 +98,15 @@ def convert_gguf(path: Path, folder: Path, what: str) -> dict[str, Any]:
 def load_gguf_model(path: Path) -> "PreTrainedModel":
     """The model of a GGUF file, dequantised to fp32. Raises `ProsemillError` if weights are missing."""
     import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import GgufConfig
 
-    answer: Any = AutoModelForCausalLM.from_pretrained(
-        path.parent,
-        gguf_file=path.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
+    family = families()[_read_metadata(path)[0]["general.architecture"]]
+    model, report = family.load_with_report(
+        path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
-    model: PreTrainedModel = answer[0]
-    report = answer[1]
     for fault in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if report[fault]:
             raise ProsemillError(f"its weights do not fit ({fault}: {min(map(str, report[fault]))}); choose another model")
-    model.eval()
     return model
 
 
@@ -147,9 +140,10 @@ def _refuse_unfaithful(path: Path) -> None:
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     metadata, tensors = _read_metadata(path)
-    family = metadata["general.architecture"]
-    if family not in FAMILIES:
-        raise ProsemillError(f"its architecture is {family}, not one of {', '.join(FAMILIES)}; choose another model")
+    architecture = metadata["general.architecture"]
+    known = [name for name, family in families().items() if family.task == "CAUSAL_LM"]
+    if architecture not in known:
+        raise ProsemillError(f"its architecture is {architecture}, not one of {', '.join(known)}; choose another model")
     if "rope_freqs.weight" in tensors:
         raise ProsemillError("its scaled rotary positions would be lost; take the model from the hub instead")
     split = metadata.get("tokenizer.ggml.pre", "gpt-2")

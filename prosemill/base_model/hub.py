@@ -15,10 +15,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from prosemill.base_model.saving import FAMILIES, first_line, quiet, save_base_model
+from prosemill.base_model.saving import first_line, quiet, save_base_model
 from prosemill.console import say
 from prosemill.corpus.folder import list_files
 from prosemill.errors import ProsemillError
+from prosemill.families import families, family_named, family_of
 from prosemill.hub import hub_errors, refuse_endpoint, refuse_wrong_name
 from prosemill.params import HubModel
 
@@ -29,6 +30,8 @@ KEY = "download.model.repository"
 WEIGHTS = ("model.safetensors", "model-*.safetensors")
 SETTINGS = ("config.json", "generation_config.json", "model.safetensors.index.json", "chat_template.jinja")
 TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "*.model")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")  # a tokenizer can be made of each
+ENCODER_HEADS = ("ForMaskedLM", "ForPreTraining", "EncoderModel")
 KNOWN = (*SETTINGS, *TOKENIZER, *WEIGHTS)
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.safetensors")
 
@@ -112,6 +115,8 @@ def _view(source: Path, view: Path, repository: str) -> Path:
         raise ProsemillError(str(error).replace(str(view), repository)) from None
     _check_config(_read_json(view / "config.json", repository), repository)
     _check_shards(view, repository)
+    if not any((view / name).exists() for name in VOCABULARIES):
+        raise ProsemillError(f"{repository} lacks its tokenizer ({', '.join(VOCABULARIES)}): fetch it again, whole, or choose another")
     return view
 
 
@@ -137,9 +142,10 @@ def _read_json(path: Path, repository: str) -> dict[str, Any]:
 
 
 def _check_config(config: dict[str, Any], repository: str) -> None:
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise ProsemillError(f"`{KEY}`: {repository} is of the family {family!r}, not one of {', '.join(FAMILIES)}: choose another model")
+    what = f"`{KEY}`: {repository}"
+    if any(str(name).endswith(ENCODER_HEADS) for name in config.get("architectures") or []):
+        raise ProsemillError(f"{what} is an encoder alone, which writes no text: choose a model of {', '.join(families())}")
+    family_named(config.get("model_type"), whose=what)
     if "quantization_config" in config:
         raise ProsemillError(f"`{KEY}`: {repository} is quantised, and such weights cannot be trained: choose its original")
 
@@ -160,21 +166,17 @@ def _check_shards(view: Path, repository: str) -> None:
 def _load(view: Path, repository: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast]":
     """The model in its own dtype and its fast tokenizer."""
     import safetensors
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(view, **options)
-        answer: Any = AutoModelForCausalLM.from_pretrained(view, dtype="auto", use_safetensors=True, output_loading_info=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
+        model, report = family_of(view).load_with_report(view, dtype="auto", use_safetensors=True)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError, safetensors.SafetensorError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ProsemillError(f"{repository} cannot be loaded ({reason}): fetch it again or choose another") from None
-    model: PreTrainedModel = answer[0]
-    report = answer[1]
     faults = sorted(str(name) for fault in ("missing_keys", "mismatched_keys") for name in report[fault])
     if faults:
         raise ProsemillError(f"{repository} lacks {len(faults)} of its weights ({', '.join(faults[:3])}): fetch it again or choose another")
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ProsemillError(f"{repository} has no fast tokenizer (tokenizer.json): choose another model")
-    model.eval()
     return model, tokenizer

@@ -1,7 +1,7 @@
 """The last step of every source: check that model and tokenizer fit, end generation at the end of a document, write the folder.
 
 with quiet():
-    model = AutoModelForCausalLM.from_pretrained(...)
+    model = family.load(...)
     metrics = save_base_model(model, tokenizer, folder)
 """
 
@@ -17,7 +17,7 @@ from prosemill.errors import ProsemillError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-FAMILIES = ("gpt2", "gpt_neo", "llama")
+UNBOUNDED = 10**9  # tokens: what a tokenizer is told where the model has no longest input
 NEVER_IN_UTF8 = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
 
 
@@ -52,21 +52,23 @@ def save_base_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFas
         ProsemillError: the tokenizer gives ids that the model lacks.
         OSError: the disk is full.
     """
+    from prosemill.families import family_named
     from prosemill.pretrained import telling_a_full_disk
 
-    context_size = int(model.config.max_position_embeddings)
+    family = family_named(model.config.model_type, whose="the base model")
+    context_size = family.context_size(model.config.to_dict())
     vocabulary_size = int(model.config.vocab_size)
     if len(tokenizer) > vocabulary_size:
         raise ProsemillError(f"the base model has {vocabulary_size} embeddings for a vocabulary of {len(tokenizer)}: choose another model")
     _end_with_documents(model, tokenizer)
     # Decoding gives back the text as it was, also the spaces before punctuation.
     tokenizer.clean_up_tokenization_spaces = tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False
-    tokenizer.model_max_length = tokenizer.init_kwargs["model_max_length"] = context_size
+    tokenizer.model_max_length = tokenizer.init_kwargs["model_max_length"] = context_size or UNBOUNDED
     with telling_a_full_disk(folder):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return {
-        "family": str(model.config.model_type),
+        "family": family.name,
         "num_parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "vocabulary_size": vocabulary_size,

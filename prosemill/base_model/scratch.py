@@ -1,4 +1,4 @@
-"""A small LLaMA with random weights and a byte-level BPE tokenizer trained on the corpus: for tests, trials and own languages.
+"""A model with random weights and a byte-level BPE tokenizer trained on the corpus: for tests, trials and own languages.
 
     metrics = write_scratch_model(ScratchModel(source="scratch", num_layers=2), Path("data/corpus"), folder)
 
@@ -13,10 +13,11 @@ from prosemill.base_model.saving import quiet, save_base_model
 from prosemill.console import say
 from prosemill.end_of_text import END_OF_TEXT
 from prosemill.errors import ProsemillError
+from prosemill.families import family_named
 from prosemill.params import ScratchModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 BATCH_ROWS = 256
 BYTE_LEVEL_TOKENS = 257  # every byte and the end of text
@@ -26,17 +27,15 @@ def write_scratch_model(model: ScratchModel, corpus: Path, folder: Path) -> dict
     """Train the tokenizer on the corpus's train split, draw the weights, write both, and return the model's metrics.
 
     Raises:
-        ProsemillError: the heads' width is odd, or the train split has no text.
+        ProsemillError: the family is not supported or has no model of this shape, or the train split has no text.
     """
-    if model.hidden_size // model.num_heads % 2:
-        raise ProsemillError(
-            f"`download.model`: hidden_size {model.hidden_size} over num_heads {model.num_heads} is odd, "
-            "and rotary positions turn pairs of numbers: change one of them"
-        )
+    family = family_named(model.family, whose="`download.model`: the model")
+    with quiet():
+        family.scratch_config(model, model.vocabulary_size)  # refuses a wrong shape before the tokenizer's work
     say(f"training a tokenizer of {model.vocabulary_size:,} tokens")
     with quiet():
         tokenizer = train_tokenizer(model.vocabulary_size, _texts(corpus))
-        return save_base_model(draw_model(model, len(tokenizer)), tokenizer, folder)
+        return save_base_model(family.draw(model, len(tokenizer)), tokenizer, folder)
 
 
 def train_tokenizer(vocabulary_size: int, texts: Iterator[list[str]]) -> "PreTrainedTokenizerFast":
@@ -62,35 +61,6 @@ def train_tokenizer(vocabulary_size: int, texts: Iterator[list[str]]) -> "PreTra
             "the corpus's train split has no text to train a tokenizer on: add documents or lower the other splits' shares"
         )
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT, bos_token=None, unk_token=None)
-
-
-def draw_model(model: ScratchModel, vocabulary_size: int) -> "PreTrainedModel":
-    """A LLaMA with random weights in fp32, drawn by the section's seed; the process's own random state is kept."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=vocabulary_size,
-        hidden_size=model.hidden_size,
-        intermediate_size=_feed_forward_width(model.hidden_size),
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_heads,
-        max_position_embeddings=model.context_size,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=None,  # the embedding of a padding token would never be trained
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(model.seed)
-        drawn = LlamaForCausalLM(config)
-    drawn.eval()
-    return drawn
-
-
-def _feed_forward_width(hidden_size: int) -> int:
-    """Two thirds of four times the width, as the gated layer has three matrices (Shazeer 2020), in multiples of 32."""
-    return -(-8 * hidden_size // (3 * 32)) * 32
 
 
 def _texts(corpus: Path) -> Iterator[list[str]]:

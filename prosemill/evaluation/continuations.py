@@ -3,7 +3,7 @@
     continued = continue_passages(model, tokenizer, passages, options, device=device)
     continued.greedy[0], continued.samples[0][0]
 
-Tokens are made by transformers' `generate`. The prompt is fed as [end-of-text] + its tokens, padded on the left with an attention mask.
+Tokens are made by transformers' `generate`. How the prompt is fed is the family's own (`Family.prompt`).
 The random numbers of a sample come from a generator of its own, whose seed depends on the evaluation's seed, the document's id and the
 sample's number alone: which rows share a batch changes no draw, only (in bf16) the rounding of the probabilities drawn from.
 """
@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from prosemill.digests import stable_share
 from prosemill.evaluation.documents import Passage
 from prosemill.evaluation.words import first_words
+from prosemill.families import family_of_model
 
 NUCLEUS_TOKENS = 1024  # the nucleus is sought among so many tokens first: sorting a whole vocabulary costs as much as a layer
 
@@ -58,7 +59,7 @@ class Continuations:
 
 @dataclass(frozen=True)
 class _Job:
-    """A passage's prompt as token ids, to be continued greedily (`sample` is None) or by one of its samples."""
+    """A passage's prompt as token ids, without end-of-text, to be continued greedily (`sample` is None) or by one of its samples."""
 
     passage: int
     document_id: str
@@ -115,7 +116,7 @@ def continue_passages(
     """Continue every passage greedily and by samples.
 
     Args:
-        model: A causal language model in evaluation mode.
+        model: A model in evaluation mode.
         tokenizer: The model's tokenizer; its end of sequence ends a continuation too.
         passages: What is continued.
         prompts: Token ids of the passages' prompts, without end-of-text.
@@ -126,7 +127,7 @@ def continue_passages(
     texts: dict[int | None, list[str]] = {number: [""] * len(passages) for number in numbers}
     for kind in (numbers[:1], numbers[1:]):
         jobs = [
-            _Job(index, passage.document_id, (options.end_of_text_id, *prompts[index]), number)
+            _Job(index, passage.document_id, tuple(prompts[index]), number)
             for number in kind
             for index, passage in enumerate(passages)
         ]
@@ -151,26 +152,22 @@ def _index_in_nucleus(descending: torch.Tensor, uniform: torch.Tensor, top_p: fl
 
 def _generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch: Sequence[_Job], options: Options) -> list[list[int]]:
     """New tokens of each row, without the token that ended it."""
-    width = max(len(job.tokens) for job in batch)
-    inputs = torch.full((len(batch), width), options.end_of_text_id)  # [rows, tokens]
-    mask = torch.zeros_like(inputs)
-    for row, job in enumerate(batch):
-        inputs[row, width - len(job.tokens) :] = torch.tensor(job.tokens)
-        mask[row, width - len(job.tokens) :] = 1
+    family = family_of_model(model)
+    inputs = family.prompt([job.tokens for job in batch], options.end_of_text_id)
+    num_given = family.num_given(inputs)
     stops = stop_tokens(tokenizer, options.end_of_text_id)
     processors = LogitsProcessorList()
     if batch[0].sample is not None:
         uniform = torch.stack([_uniform_numbers(job, options) for job in batch])
-        processors.append(NucleusDraw(uniform, prompt_width=width, temperature=options.temperature, top_p=options.top_p))
+        processors.append(NucleusDraw(uniform, prompt_width=num_given, temperature=options.temperature, top_p=options.top_p))
     generate: Any = model.generate
     with torch.inference_mode():
         output = generate(
-            input_ids=inputs.to(model.device),
-            attention_mask=mask.to(model.device),
+            **{name: value.to(model.device) for name, value in inputs.items()},
             generation_config=plain_generation(options.num_new_tokens, stops),
             logits_processor=processors,
         )
-    return [_before_stop(row, stops) for row in output[:, width:].tolist()]
+    return [_before_stop(row, stops) for row in output[:, num_given:].tolist()]
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerFast, end_of_text_id: int) -> list[int]:

@@ -1,6 +1,6 @@
-"""What is evaluated on: the test documents, and the passages of them that the models continue.
+"""What is evaluated on: the documents of a split, and the passages of them that the models continue.
 
-documents, data = read_test_split(CORPUS, max_documents=None)
+documents, data = read_split(CORPUS, "test", max_documents=None)
 passages, num_too_short = choose_passages(documents, num_prompts=48, prompt_words=32, continuation_words=32)
 """
 
@@ -14,16 +14,18 @@ from typing import Any
 from prosemill.digests import sha256_of_value
 from prosemill.errors import ProsemillError
 from prosemill.shards import read_manifest, rows_of_split
-
-SPLIT = "test"
+from prosemill.wikitext import detokenize
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document of the test split."""
+    """One document of the evaluated split."""
 
     document_id: str
     text: str
+    """What is scored."""
+    original: str | None = None
+    """The corpus's own text, where another is scored."""
 
     @property
     def num_bytes(self) -> int:
@@ -32,8 +34,8 @@ class Document:
 
     @property
     def num_words(self) -> int:
-        """Whitespace-separated words of the text."""
-        return len(self.text.split())
+        """Whitespace-separated words of the original text."""
+        return len((self.text if self.original is None else self.original).split())
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,19 @@ class Passage:
     reference: str
 
 
-def read_test_split(corpus: Path, max_documents: int | None) -> tuple[list[Document], dict[str, Any]]:
-    """The first documents of the test split, in the corpus's order, and the facts that name the data.
+def read_split(
+    corpus: Path, split: str, max_documents: int | None, *, detokenized: bool = False
+) -> tuple[list[Document], dict[str, Any]]:
+    """The first documents of a split, in the corpus's order, and the facts that name the data.
+
+    Args:
+        corpus: The corpus folder.
+        split: train, validation or test.
+        max_documents: How many; None for all.
+        detokenized: Whether WikiText's tokenisation is undone before scoring.
 
     Returns:
-        The documents, and `digest` (of the split's files, whatever `max_documents` is), `num_documents`, `num_documents_in_split`.
+        The documents, and `split`, `digest` (of the split's files, whatever `max_documents` is), `num_documents`, `num_documents_in_split`.
 
     Raises:
         ProsemillError: the folder, its manifest or a file is missing or broken, or the split has no text.
@@ -57,7 +67,7 @@ def read_test_split(corpus: Path, max_documents: int | None) -> tuple[list[Docum
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = rows_of_split(read_manifest(corpus), SPLIT)
+    rows = rows_of_split(read_manifest(corpus), split)
     documents: list[Document] = []
     for row in rows:
         path = corpus / row["file"]
@@ -68,13 +78,19 @@ def read_test_split(corpus: Path, max_documents: int | None) -> tuple[list[Docum
         except (pa.ArrowException, OSError) as error:
             raise ProsemillError(f"{path} is not a readable Parquet file ({error}): run `dvc repro -f download` to make it again") from None
         columns = table.to_pydict()
-        documents += map(Document, columns["document_id"], columns["text"])
+        documents += [_document(*pair, detokenized) for pair in zip(columns["document_id"], columns["text"], strict=True)]
     num_in_split = len(documents)
     documents = documents[:max_documents]
     if not any(document.text for document in documents):
-        raise ProsemillError(f"the test split of {corpus} has no text: raise `download.test_share` in params.yaml or use a larger corpus")
+        raise ProsemillError(
+            f"the {split} split of {corpus} has no text: raise `download.{split}_share` in params.yaml or use a larger corpus"
+        )
     digest = sha256_of_value([[row["file"], row["sha256"]] for row in rows])
-    return documents, {"digest": digest, "num_documents": len(documents), "num_documents_in_split": num_in_split}
+    return documents, {"split": split, "digest": digest, "num_documents": len(documents), "num_documents_in_split": num_in_split}
+
+
+def _document(document_id: str, text: str, detokenized: bool) -> Document:
+    return Document(document_id, detokenize(text), original=text) if detokenized else Document(document_id, text)
 
 
 def choose_passages(
@@ -92,7 +108,7 @@ def choose_passages(
     passages = [passage for passage in found if passage is not None]
     if not passages:
         raise ProsemillError(
-            f"no test document has the {prompt_words + continuation_words} words that a prompt and its continuation need: "
+            f"no document of the split has the {prompt_words + continuation_words} words that a prompt and its continuation need: "
             "lower `evaluate.prompt_words` or `evaluate.continuation_words` in params.yaml"
         )
     return passages[:num_prompts], len(found) - len(passages)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from prosemill.evaluation.continuations import plain_generation
+from prosemill.families import family_of_model
 
 
 class _Clock(BaseStreamer):
@@ -35,7 +36,14 @@ class _Clock(BaseStreamer):
 def measure_latency(
     models: Mapping[str, PreTrainedModel], *, prompt: Sequence[int], num_new_tokens: int, repeats: int, end_of_text_id: int
 ) -> dict[str, dict[str, Any]]:
-    """Latency of greedy generation at batch size 1, with exactly `num_new_tokens` tokens each time (at least 2).
+    """Latency of greedy generation at batch size 1, with exactly `num_new_tokens` tokens each time.
+
+    Args:
+        models: By name.
+        prompt: Token ids, without end-of-text, which is added: the models see one token more.
+        num_new_tokens: At least 2.
+        repeats: Measured generations of each model.
+        end_of_text_id: The token that ends a document.
 
     Returns:
         By model, in milliseconds: the median and, with `_p95`, the 95th percentile (linear between measurements) of
@@ -56,14 +64,14 @@ def measure_latency(
 
 def _generate_once(model: PreTrainedModel, prompt: Sequence[int], num_new_tokens: int, end_of_text_id: int) -> tuple[float, list[float]]:
     """Milliseconds to the first token, and between each two tokens."""
-    inputs = torch.tensor([list(prompt)], device=model.device)
+    inputs = {name: value.to(model.device) for name, value in family_of_model(model).prompt([prompt], end_of_text_id).items()}
     config = plain_generation(num_new_tokens, [end_of_text_id])
     config.min_new_tokens = num_new_tokens
     generate: Any = model.generate
     clock = _Clock()
     start = time.perf_counter()
     with torch.inference_mode():
-        generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config, streamer=clock)
+        generate(**inputs, generation_config=config, streamer=clock)
     arrivals = clock.times[1:]
     assert len(arrivals) == num_new_tokens
     return (arrivals[0] - start) * 1e3, [(later - earlier) * 1e3 for earlier, later in pairwise(arrivals)]

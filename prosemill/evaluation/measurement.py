@@ -1,8 +1,8 @@
 """What needs the models: scores, continuations and latency of each, in one pass over the folders."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +15,54 @@ from prosemill.errors import ProsemillError
 from prosemill.evaluation.continuations import Continuations, Options, continue_passages
 from prosemill.evaluation.documents import Document, Passage
 from prosemill.evaluation.latency import measure_latency
-from prosemill.evaluation.scoring import Score, num_windows, score_at_strides
+from prosemill.evaluation.scoring import Score, num_windows, score_at_strides, scored_ranges
+from prosemill.evaluation.text import EvaluatedText, Size, read_text, strides_of
+from prosemill.evaluation.trigram import Trigram
+from prosemill.families import Family, family_of, family_of_model
 from prosemill.params import Evaluate
 from prosemill.precision import DTYPES, Arithmetic, choose_arithmetic, choose_device
-from prosemill.pretrained import end_of_text_id, load_model, load_tokenizer
+from prosemill.pretrained import load_model
+from prosemill.tokens import read_tokens
 
-Tokens = list[int]
+TRIGRAM = "trigram"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """What the models did, by their names."""
 
+    direction: str
+    """What the models predict from what."""
+    scoring_note: str
+    """How they were scored, in words."""
     scores: dict[str, Score]
-    """At a stride of the whole context."""
+    """At a stride of the whole context; `trigram` is the baseline's, where there is one."""
     half_stride_scores: dict[str, Score]
     """At a stride of half the context."""
+    text: Size
+    """Of the text that `scores` count."""
+    half_stride_text: Size
+    """Of the text that `half_stride_scores` count."""
     continuations: dict[str, Continuations]
     latency: dict[str, dict[str, float]]
     machine: dict[str, str | int]
     """Arithmetic, device and threads, for the protocol."""
 
 
-@dataclass(frozen=True)
-class _Text:
-    """The evaluated text as token ids."""
-
-    documents: list[Tokens]
-    prompts: list[Tokens]
-    latency_prompt: Tokens
-
-
-def measure_models(section: Evaluate, documents: Sequence[Document], passages: Sequence[Passage], folders: Mapping[str, Path]) -> Measured:
-    """Score, continue and time the models of the folders, all of which must have the same tokenizer.
+def measure_models(
+    section: Evaluate, documents: Sequence[Document], passages: Sequence[Passage], folders: Mapping[str, Path], tokens: Path
+) -> Measured:
+    """Score, continue and time the models of the folders, all of which must have the same family and tokenizer.
 
     Each model is scored with fp32 weights and the matrix products of `section.precision`; then its weights are turned into that type for
-    generation, as a server would, so that at most one model at a time is held in fp32.
+    generation, as a server would, so that at most one model at a time is held in fp32. The trigram is counted on `tokens`.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     device = choose_device()
     arithmetic = choose_arithmetic(section.precision, device)
-    tokenizer, end_of_text, text = _read_text(section, documents, passages, folders)
+    family = family_of(next(iter(folders.values())))
+    tokenizer, end_of_text, text = read_text(section, documents, passages, folders)
     options = _options(section, end_of_text)
     scores: dict[str, dict[int, Score]] = {}
     continued: dict[str, Continuations] = {}
@@ -64,7 +70,8 @@ def measure_models(section: Evaluate, documents: Sequence[Document], passages: S
     for name, folder in folders.items():
         model: Any = load_model(folder)
         _refuse_too_long(section, options, text, model, folder)
-        model.generation_config = GenerationConfig()  # nothing of the folder's own settings
+        # Nothing of the folder's own settings, but where an encoder's decoder starts.
+        model.generation_config = GenerationConfig(decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None))
         model = model.to(device)
         scores[name] = _score(name, model, text, section, end_of_text, arithmetic)
         models[name] = model.to(DTYPES[arithmetic])
@@ -77,26 +84,40 @@ def measure_models(section: Evaluate, documents: Sequence[Document], passages: S
         repeats=section.latency_repeats,
         end_of_text_id=end_of_text,
     )
+    if section.baseline_tokens is not None:
+        scores[TRIGRAM] = _score_trigram(section, family, text, tokens, len(tokenizer))
+    half = section.context // 2
     return Measured(
+        direction=family.direction,
+        scoring_note=family.scoring_note(section.context),
         scores={name: by_stride[section.context] for name, by_stride in scores.items()},
-        half_stride_scores={name: by_stride[section.context // 2] for name, by_stride in scores.items()},
+        half_stride_scores={name: by_stride[half] for name, by_stride in scores.items()},
+        text=text.sizes[section.context],
+        half_stride_text=text.sizes[half],
         continuations=continued,
         latency=latency,
-        machine={
-            "end_of_text": str(tokenizer.convert_ids_to_tokens(end_of_text)),
-            "max_new_tokens": options.num_new_tokens,
-            "scoring_arithmetic": arithmetic,
-            "generation_dtype": arithmetic,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "threads": torch.get_num_threads(),
-        },
+        machine=_machine(tokenizer, end_of_text, options, arithmetic, device),
     )
 
 
-def _score(name: str, model: PreTrainedModel, text: _Text, section: Evaluate, end_of_text: int, arithmetic: Arithmetic) -> dict[int, Score]:
+def _machine(
+    tokenizer: PreTrainedTokenizerFast, end_of_text: int, options: Options, arithmetic: Arithmetic, device: torch.device
+) -> dict[str, str | int]:
+    return {
+        "end_of_text": str(tokenizer.convert_ids_to_tokens(end_of_text)),
+        "max_new_tokens": options.num_new_tokens,
+        "scoring_arithmetic": arithmetic,
+        "generation_dtype": arithmetic,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _score(name: str, model: PreTrainedModel, text: EvaluatedText, section: Evaluate, end_of_text: int, arithmetic: Arithmetic) -> dict[int, Score]:
     """The model's scores by stride: the whole context, and half of it."""
-    strides = [section.context, section.context // 2]
-    with progress(f"score {name}", num_windows(text.documents, section.context, strides), "windows") as bar:
+    strides = strides_of(section)
+    count = num_windows(family_of_model(model), text.documents, section.context, strides)
+    with progress(f"score {name}", count, "windows") as bar:
         return score_at_strides(
             model,
             text.documents,
@@ -110,33 +131,18 @@ def _score(name: str, model: PreTrainedModel, text: _Text, section: Evaluate, en
         )
 
 
-def _read_text(
-    section: Evaluate, documents: Sequence[Document], passages: Sequence[Passage], folders: Mapping[str, Path]
-) -> tuple[PreTrainedTokenizerFast, int, _Text]:
-    """The tokenizer that all folders share, its end-of-text token, and the text in its tokens."""
-    (first, *others) = folders.values()
-    tokenizer = load_tokenizer(first)
-    end_of_text = end_of_text_id(tokenizer)
-    by_document = encode(tokenizer, [document.text for document in documents])
-    if not any(by_document):
-        raise ProsemillError(f"the tokenizer of {first} makes no tokens of the test split: the base model does not fit the corpus")
-    for folder in others:
-        other = load_tokenizer(folder)
-        same = other.get_vocab() == tokenizer.get_vocab() and end_of_text_id(other) == end_of_text
-        if not same or encode(other, [document.text for document in documents]) != by_document:
-            raise ProsemillError(f"the tokenizers of {first} and {folder} differ: train from this base model again with `dvc repro train`")
-    stream = chain.from_iterable([end_of_text, *tokens] for tokens in by_document)
-    latency_prompt = list(islice(cycle(stream), section.latency_prompt_tokens))
-    return tokenizer, end_of_text, _Text(by_document, encode(tokenizer, [passage.prompt for passage in passages]), latency_prompt)
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[Tokens]:
-    """Token ids of each text, whole; names of special tokens in it are ordinary text, and none is added."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
-    return [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
+def _score_trigram(section: Evaluate, family: Family, text: EvaluatedText, tokens: Path, vocabulary_size: int) -> dict[int, Score]:
+    """The baseline's scores by stride, over the tokens that the models' scores count."""
+    stream, end_of_text = read_tokens(tokens, "train", section.baseline_tokens)
+    trigram = Trigram.count(stream, vocabulary_size, end_of_text)
+    by_document = [trigram.nll(document) for document in text.documents]
+    scores = {}
+    for stride in strides_of(section):
+        parts = [
+            nll[first:end] for nll in by_document for first, end in scored_ranges(family, len(nll), section.context, stride)
+        ]
+        scores[stride] = Score(math.fsum(float(part.sum()) for part in parts), sum(map(len, parts)))
+    return scores
 
 
 def _options(section: Evaluate, end_of_text: int) -> Options:
@@ -151,9 +157,9 @@ def _options(section: Evaluate, end_of_text: int) -> Options:
     )
 
 
-def _refuse_too_long(section: Evaluate, options: Options, text: _Text, model: PreTrainedModel, folder: Path) -> None:
+def _refuse_too_long(section: Evaluate, options: Options, text: EvaluatedText, model: PreTrainedModel, folder: Path) -> None:
     """Raise `ProsemillError` if a setting needs more positions than the model has."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = family_of_model(model).context_size(model.config.to_dict())
     if limit is None:
         return
     longest_prompt = 1 + max(map(len, text.prompts))

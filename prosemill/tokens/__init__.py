@@ -9,7 +9,8 @@ names the type.
 """
 
 from prosemill.tokens.blocks import Blocks
+from prosemill.tokens.files import read_tokens
 from prosemill.tokens.grouping import group_tokens
 from prosemill.tokens.tokenizing import tokenize_corpus
 
-__all__ = ["Blocks", "group_tokens", "tokenize_corpus"]
+__all__ = ["Blocks", "group_tokens", "read_tokens", "tokenize_corpus"]

@@ -7,7 +7,6 @@ at the end of a shard is carried into the next, and only the end of the split, l
 a range of that stream, so shards are made in parallel and none needs more memory than the chunk it copies.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -17,12 +16,12 @@ from typing import Any
 from prosemill import params
 from prosemill.digests import sha256_of_value
 from prosemill.errors import ProsemillError
+from prosemill.families import family_named, read_config
 from prosemill.shards import HashingWriter, Row, Task, run_shards
 from prosemill.tokens.files import check_digest, check_row, check_size, open_tokens, rows_with
 from prosemill.workspace import SPLITS
 
 CHUNK = 1 << 20  # tokens copied at once
-CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
 FACTS = ("num_tokens", "num_documents", "num_text_bytes", "dtype", "end_of_text_id")
 
 
@@ -65,7 +64,7 @@ def group_tokens(section: params.Group, tokens: Path, model: Path, output: Path)
         By split: `num_blocks`, `num_tokens` (of the stream) and `num_dropped_tokens`; beside them `block_size`.
 
     Raises:
-        ProsemillError: the block size is beyond the model's context, a split has less than one block, or an input is missing or damaged.
+        ProsemillError: the block size is beyond the model's context, its family is not supported, a split has less than one block, or an input is missing or damaged.
     """
     check_context(section.block_size, model)
     read = {split: _read_split(split, tokens) for split in SPLITS}
@@ -90,20 +89,14 @@ def group_shard(task: GroupTask, writers: Mapping[str, HashingWriter]) -> dict[s
 def check_context(block_size: int, model: Path) -> None:
     """Raise `ProsemillError` if a block is longer than the model's context, or the model's config cannot be read.
 
-    A config without any of the known keys (T5 has relative positions) sets no bound.
+    Some architectures (T5, with its relative positions) set no bound.
     """
-    path = model / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ProsemillError(f"{path} is missing: run `dvc repro download` to fetch the base model again") from None
-    except ValueError as error:
-        raise ProsemillError(f"{path} is not JSON ({error}): run `dvc repro download` to fetch the base model again") from None
-    contexts = [config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int)]
-    if contexts and block_size > min(contexts):
+    config = read_config(model)
+    context = family_named(config.get("model_type"), whose=str(model)).context_size(config)
+    if context is not None and block_size > context:
         raise ProsemillError(
-            f"`group.block_size` is {block_size}, but the model's context is {min(contexts)} tokens ({path}): "
-            f"set it to {min(contexts)} or less in params.yaml"
+            f"`group.block_size` is {block_size}, but the model's context is {context} tokens ({model / 'config.json'}): "
+            f"set it to {context} or less in params.yaml"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import prosemill
 from prosemill.digests import sha256_of_file, sha256_of_value
 
-CODE = ("training", "tokens/blocks.py", "precision.py", "pretrained.py")
+CODE = ("families", "training", "tokens/blocks.py", "precision.py", "pretrained.py")
 LIBRARIES = ("torch", "transformers", "accelerate", "peft")
 
 

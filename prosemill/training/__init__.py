@@ -18,14 +18,15 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from transformers.utils import logging as transformers_logging
 
 from prosemill.digests import sha256_of_file, sha256_of_value
+from prosemill.families import family_of
 from prosemill.metrics import write_metrics
 from prosemill.params import Train, as_plain
 from prosemill.precision import Arithmetic, choose_arithmetic, choose_device
-from prosemill.pretrained import load_model, load_tokenizer, telling_a_full_disk
+from prosemill.pretrained import load_tokenizer, telling_a_full_disk
 from prosemill.shards import MANIFEST
 from prosemill.tokens.blocks import Blocks
 from prosemill.tracking import open_run, run_fingerprint
-from prosemill.training.adapters import add_adapters, count_parameters, export
+from prosemill.training.adapters import add_adapters, count_parameters, export, load_base
 from prosemill.training.record import Recorder, Sampler, write_curves, write_samples
 from prosemill.training.throughput import measure_matmul_rate, training_operations_per_token
 from prosemill.training.trainer import BlockCollator, BlockDataset, EvaluateAtTheEnd, TokenWeightedTrainer
@@ -54,7 +55,7 @@ def train_model(section: Train, *, blocks: Path, base: Path, output: Path, metri
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     fingerprint = fingerprint_of(section, blocks, base)
     train, validation = Blocks.open(blocks, "train"), Blocks.open(blocks, "validation")
-    sampler = Sampler(load_tokenizer(base), train.end_of_text_id, section.sample_prompts, section.sample_tokens)
+    sampler = Sampler(family_of(base), load_tokenizer(base), train.end_of_text_id, section.sample_prompts, section.sample_tokens)
     with open_run(fingerprint, name=base_name(base), wandb=section.wandb) as run:
         run.log_params({f"train.{key}": value for key, value in as_plain(section).items()})
         run.log_dataset("blocks", sha256_of_file(blocks / MANIFEST), source=str(blocks))
@@ -90,16 +91,19 @@ def build_trainer(
     device = choose_device()
     arithmetic = choose_arithmetic(section.precision, device)
     set_seed(section.seed)
-    model = add_adapters(load_model(base), section.lora)
+    family = family_of(base)
+    model = add_adapters(load_base(section, base, device), section.lora, family)
     # A cache would switch off the reading of document borders from positions.
     model.config.use_cache = False
+    stop = section.documents_stop_attention
     trainer = TokenWeightedTrainer(
         model=model,
         args=training_arguments(section, checkpoints, arithmetic, device),
         train_dataset=BlockDataset(train),
         eval_dataset=BlockDataset(validation, section.max_validation_blocks),
-        data_collator=BlockCollator(train.end_of_text_id, documents_stop_attention=section.documents_stop_attention),
+        data_collator=BlockCollator(family, model.config, train.end_of_text_id, documents_stop_attention=stop),
         callbacks=[EvaluateAtTheEnd(), *callbacks],
+        family=family,
         tokens_per_byte=(validation.num_tokens - validation.num_documents) / validation.num_text_bytes,
         end_of_text_id=train.end_of_text_id,
     )
@@ -162,7 +166,8 @@ def _measurements(trainer: TokenWeightedTrainer, recorder: Recorder, section: Tr
     model = trainer.model
     assert model is not None
     num_parameters, num_trained = count_parameters(model)
-    operations = training_operations_per_token(model, block_size)
+    peak_memory = _peak_memory(device)
+    operations = _operations_per_token(trainer, block_size)
     return {
         "arithmetic": arithmetic,
         "best_step": recorder.best_step,
@@ -177,10 +182,19 @@ def _measurements(trainer: TokenWeightedTrainer, recorder: Recorder, section: Tr
         "num_steps": trainer.state.global_step,
         "num_tokens": num_tokens,
         "num_trained_parameters": num_trained,
-        "peak_memory_bytes": _peak_memory(device),
+        "peak_memory_bytes": peak_memory,
         "tokens_per_second": tokens_per_second,
         "train_seconds": recorder.step_seconds,
     }
+
+
+def _operations_per_token(trainer: TokenWeightedTrainer, block_size: int) -> float:
+    """Of one block, as the model is trained."""
+    model, data, collate = trainer.model, trainer.train_dataset, trainer.data_collator
+    assert model is not None and data is not None
+    batch = collate([data[0]])
+    inputs = {name: value.to(trainer.args.device) for name, value in batch.items() if name != "labels"}
+    return training_operations_per_token(model, inputs, block_size)
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -1,20 +1,49 @@
 """How a model gets its LoRA adapters, and how the trained model leaves: adapter and merged weights, both usable with plain transformers."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from prosemill.errors import ProsemillError
-from prosemill.params import Lora
+from prosemill.families import Family, family_of
+from prosemill.params import Lora, Train
+from prosemill.precision import DTYPES
+from prosemill.pretrained import load_model, refuse_remote_code
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "SOURCE.json")
+ADAPTER = "adapter"
 
 
-def add_adapters(model: PreTrainedModel, lora: Lora | None) -> Any:
+def load_base(section: Train, base: Path, device: torch.device) -> PreTrainedModel:
+    """The model to be trained: fp32 weights, or frozen ones in `section.base_precision`.
+
+    Raises:
+        ProsemillError: a file is missing, the family is not supported, or 4-bit weights are asked for without CUDA and bitsandbytes.
+    """
+    if section.base_precision != "nf4":
+        return load_model(base, dtype=DTYPES[section.base_precision])
+    if device.type != "cuda" or importlib.util.find_spec("bitsandbytes") is None:
+        lack = "a CUDA device, and this machine has none" if device.type != "cuda" else "bitsandbytes: run `pip install bitsandbytes`"
+        raise ProsemillError(f"`train.base_precision`: nf4 (QLoRA) needs {lack}; or set it to bf16 in params.yaml")
+    from peft import prepare_model_for_kbit_training
+    from transformers import BitsAndBytesConfig
+
+    refuse_remote_code(base)
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    model = family_of(base).load(base, quantization_config=four_bits, device_map={"": device}, use_safetensors=True)
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=section.gradient_checkpointing)
+
+
+def add_adapters(model: PreTrainedModel, lora: Lora | None, family: Family) -> Any:
     """Freeze the model and put adapters beside its target layers; with `lora` None return it as it is, every weight trained.
 
     Raises:
@@ -24,12 +53,18 @@ def add_adapters(model: PreTrainedModel, lora: Lora | None) -> Any:
         return model.train()
     from peft import LoraConfig, get_peft_model
 
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    for target in lora.targets:
-        if target not in names:
-            raise ProsemillError(f"`train.lora.targets`: the model has no linear layer {target!r}; choose from {', '.join(sorted(names))}")
+    linear = {name.rpartition(".")[2]: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    targets = lora.targets or family.lora_targets
+    for target in targets:
+        if target not in linear:
+            raise ProsemillError(f"`train.lora.targets`: the model has no linear layer {target!r}; choose from {', '.join(sorted(linear))}")
     config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), task_type="CAUSAL_LM"
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(targets),
+        fan_in_fan_out=any(isinstance(linear[target], Conv1D) for target in targets),  # GPT-2's linear layers are transposed
+        task_type=family.task,
     )
     return get_peft_model(model, config)
 
@@ -57,7 +92,9 @@ def export(model: Any, base: Path, output: Path, identity: dict[str, Any]) -> No
         shutil.rmtree(temporary)
     if isinstance(model, PeftModel):
         model.peft_config["default"].base_model_name_or_path = base.as_posix()
-        model.save_pretrained(str(temporary / "adapter"))
+        model.save_pretrained(str(temporary / ADAPTER))
+        if model.get_base_model().dtype != torch.float32:  # merge into the weights as they were before they were rounded
+            model = PeftModel.from_pretrained(load_model(base), str(temporary / ADAPTER))
         model = model.merge_and_unload()
     model.config.use_cache = True
     model.save_pretrained(temporary)

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerContro
 
 from prosemill.console import progress
 from prosemill.errors import ProsemillError
+from prosemill.families import Family
 from prosemill.params import Train
 from prosemill.tracking import Run
 
@@ -23,14 +24,17 @@ class Sampler:
     """Continues fixed prompts greedily, each as the beginning of a document.
 
     Args:
+        family: The model's family.
         tokenizer: The model's tokenizer.
         end_of_text_id: Put before the prompt, as before every document.
         prompts: What to continue.
         num_tokens: Longest continuation, in tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, end_of_text_id: int, prompts: Sequence[str], num_tokens: int) -> None:
-        self._tokenizer, self._end_of_text_id = tokenizer, end_of_text_id
+    def __init__(
+        self, family: Family, tokenizer: PreTrainedTokenizerFast, end_of_text_id: int, prompts: Sequence[str], num_tokens: int
+    ) -> None:
+        self._family, self._tokenizer, self._end_of_text_id = family, tokenizer, end_of_text_id
         self._prompts, self._num_tokens = prompts, num_tokens
 
     @torch.no_grad()
@@ -43,18 +47,16 @@ class Sampler:
         return rows
 
     def _continue(self, model: Any, prompt: str) -> str:
-        prompt_ids = self._tokenizer.encode(prompt, add_special_tokens=False)
-        ids = torch.tensor([[self._end_of_text_id, *prompt_ids]], device=model.device)
+        batch = self._family.prompt([self._tokenizer.encode(prompt, add_special_tokens=False)], self._end_of_text_id)
         output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+            **{name: value.to(model.device) for name, value in batch.items()},
             max_new_tokens=self._num_tokens,
             do_sample=False,
             use_cache=True,
             eos_token_id=self._end_of_text_id,
             pad_token_id=self._end_of_text_id,
         )
-        return str(self._tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+        return str(self._tokenizer.decode(output[0, self._family.num_given(batch) :], skip_special_tokens=True))
 
 
 class Recorder(TrainerCallback):

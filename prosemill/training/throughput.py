@@ -5,11 +5,13 @@ over the time taken and the rate that this machine reaches on plain matrix produ
 """
 
 import time
-from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from prosemill.families import Batch
 from prosemill.precision import DTYPES, Arithmetic
 
 MATRIX_SIZE = 2048
@@ -29,16 +31,24 @@ def measure_matmul_rate(arithmetic: Arithmetic, device: torch.device) -> float:
     return count * 2 * MATRIX_SIZE**3 / (time.perf_counter() - start)
 
 
-def training_operations_per_token(model: nn.Module, block_size: int) -> float:
-    """Operations that one token of a training step needs: 2 per weight forward, 2 for its input's gradient, 2 more if it is trained.
+def training_operations_per_token(model: nn.Module, batch: Batch, num_tokens: int) -> float:
+    """Operations that a training step needs for one token of its blocks: 2 for each multiplication, forward and backward.
 
-    Attention adds 4·length·width per layer forward and twice that backward, counted over the full block.
+    They are counted while a batch runs, frozen weights' gradients left out. The gradients that it leaves are cleared.
+
+    Args:
+        model: The model as it is trained; recomputation (gradient checkpointing) is not counted.
+        batch: What `forward` takes, on the model's device, without labels.
+        num_tokens: Tokens of the blocks that the batch was made of.
     """
-    config: Any = model.config
-    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    operations = sum((6 if weight.requires_grad else 4) * weight.numel() for weight in linear)
-    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
-    return float(operations + 12 * config.num_hidden_layers * block_size * width)
+    counter = FlopCounterMode(display=False)
+    was_training = model.training
+    model.eval()  # without dropout, and without recomputation
+    with sdpa_kernel(SDPBackend.MATH), counter:  # the fused kernels' operations are not counted on a CPU
+        model(**batch, use_cache=False).logits.sum().backward()
+    model.zero_grad(set_to_none=True)
+    model.train(was_training)
+    return counter.get_total_flops() / num_tokens
 
 
 def _synchronize(device: torch.device) -> None:

@@ -7,8 +7,9 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from prosemill.families import Batch, Family
 from prosemill.tokens.blocks import Blocks
-from prosemill.training.loss import position_ids, sum_over_tokens, validation_nll
+from prosemill.training.loss import sum_over_tokens, validation_nll
 
 
 class BlockDataset(Dataset[torch.Tensor]):
@@ -32,34 +33,33 @@ class BlockDataset(Dataset[torch.Tensor]):
 
 
 class BlockCollator:
-    """Stacks blocks into a batch: token ids, labels, and positions that restart at each document if attention stops there."""
+    """Stacks blocks, [block_size] each, and has the model's family make a batch of them."""
 
-    def __init__(self, end_of_text_id: int, *, documents_stop_attention: bool) -> None:
+    def __init__(self, family: Family, config: Any, end_of_text_id: int, *, documents_stop_attention: bool) -> None:
+        self._family, self._config = family, config
         self._end_of_text_id, self._documents_stop_attention = end_of_text_id, documents_stop_attention
 
-    def __call__(self, blocks: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A batch with `input_ids` and `labels` [batch, block_size], and `position_ids` where documents stop attention."""
-        input_ids = torch.stack(blocks)
-        batch = {"input_ids": input_ids, "labels": input_ids.clone()}
-        if self._documents_stop_attention:
-            batch["position_ids"] = position_ids(input_ids, self._end_of_text_id)
-        return batch
+    def __call__(self, blocks: list[torch.Tensor]) -> Batch:
+        """What the model's `forward` takes, with `labels`."""
+        stop = self._documents_stop_attention
+        return self._family.pack(torch.stack(blocks), self._config, self._end_of_text_id, documents_stop_attention=stop)
 
 
 class TokenWeightedTrainer(Trainer):
     """Trainer whose training loss and validation loss are sums over tokens divided by the number of tokens.
 
     Args:
+        family: The model's family.
         tokens_per_byte: Text tokens over UTF-8 bytes of the validation split, to turn nats per token into bits per byte.
         end_of_text_id: The token that is no text and does not count towards bits per byte.
         arguments: What Trainer takes.
     """
 
-    def __init__(self, *, tokens_per_byte: float, end_of_text_id: int, **arguments: Any) -> None:
-        super().__init__(compute_loss_func=_loss_of_outputs, **arguments)
+    def __init__(self, *, family: Family, tokens_per_byte: float, end_of_text_id: int, **arguments: Any) -> None:
+        super().__init__(compute_loss_func=self._loss_of_outputs, **arguments)
         # The model would compute a loss of its own from these, and scale it by its own idea of the batch.
         self.model_accepts_loss_kwargs = False
-        self._tokens_per_byte, self._end_of_text_id = tokens_per_byte, end_of_text_id
+        self._family, self._tokens_per_byte, self._end_of_text_id = family, tokens_per_byte, end_of_text_id
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Validation loss (nats per token, end-of-text counted) and bits per byte (text alone), both token-weighted."""
@@ -71,7 +71,7 @@ class TokenWeightedTrainer(Trainer):
         for batch in self.get_eval_dataloader(eval_dataset):
             inputs = self._prepare_inputs(batch)
             with self.accelerator.autocast():
-                totals += torch.tensor(validation_nll(model, inputs, self._end_of_text_id), dtype=torch.float64)
+                totals += torch.tensor(validation_nll(self._family, model, inputs, self._end_of_text_id), dtype=torch.float64)
         model.train()
         nll, num_tokens, text_nll, num_text_tokens = totals.tolist()
         metrics = {
@@ -82,6 +82,11 @@ class TokenWeightedTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _loss_of_outputs(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        return sum_over_tokens(*self._family.align(outputs["logits"], labels), num_items_in_batch)
+
 
 class EvaluateAtTheEnd(TrainerCallback):
     """Measures and saves after the last step too, where the number of steps is no multiple of the interval."""
@@ -89,7 +94,3 @@ class EvaluateAtTheEnd(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
-
-
-def _loss_of_outputs(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
-    return sum_over_tokens(outputs["logits"], labels, num_items_in_batch)

@@ -31,7 +31,7 @@ def one_worker(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, in an empty workspace with a model of context 1,000."""
     monkeypatch.setenv("PROSEMILL_WORKERS", "1")
     (workspace / MODEL).mkdir(parents=True)
-    (workspace / MODEL / "config.json").write_text('{"max_position_embeddings": 1000}')
+    (workspace / MODEL / "config.json").write_text('{"model_type": "gpt2", "n_positions": 1000}')
 
 
 def run(block_size: int) -> dict[str, object]:
@@ -66,7 +66,7 @@ def test_blocks_hold_each_token_once_in_order(lengths: list[int], block_size: in
         patch.setattr(grouping, "CHUNK", chunk)
         patch.setattr(os, "fsync", lambda _: None)  # for speed
         MODEL.mkdir(parents=True)
-        (MODEL / "config.json").write_text("{}")
+        (MODEL / "config.json").write_text('{"model_type": "t5"}')
         make_tokens(TOKENS, {"train": shards, "validation": whole, "test": whole}, dtype)
         metrics = run(block_size)
         blocks = Blocks.open(OUTPUT, "train")
@@ -138,16 +138,16 @@ def test_blocks_are_int64_and_bounded_and_pickle_by_path() -> None:
 @pytest.mark.parametrize("key", ["max_position_embeddings", "n_positions", "n_ctx"])
 def test_a_block_beyond_the_context_is_one_line(key: str) -> None:
     make_three_splits()
-    (MODEL / "config.json").write_text(json.dumps({key: 31}))
+    (MODEL / "config.json").write_text(json.dumps({"model_type": "gpt2", key: 31}))
     with pytest.raises(ProsemillError, match=r"`group.block_size` is 32, but the model's context is 31 tokens .*: set it to 31 or less"):
         run(32)
-    (MODEL / "config.json").write_text(json.dumps({key: 32}))
+    (MODEL / "config.json").write_text(json.dumps({"model_type": "gpt2", key: 32}))
     run(32)
 
 
 def test_a_model_without_a_context_sets_no_bound() -> None:
     make_three_splits()
-    (MODEL / "config.json").write_text('{"relative_attention_num_buckets": 32}')
+    (MODEL / "config.json").write_text('{"model_type": "t5", "n_positions": 32}')
     run(64)
 
 

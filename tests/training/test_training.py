@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prosemill.errors import ProsemillError
+from prosemill.families import family_of
 from prosemill.pretrained import load_model
 from prosemill.tokens import Blocks
 from prosemill.training import fingerprint_of
@@ -101,10 +102,10 @@ def test_what_leaves_is_the_best_checkpoint(tmp_path: Path, blocks: Path, tiny_m
     assert metrics["best_step"] == 2 * (curve[1:].index(min(curve[1:])) + 1) < 8, "the test needs a run whose last step is not its best"
     validation = Blocks.open(blocks, "validation")
     dataset = BlockDataset(validation, 8)
-    batch = BlockCollator(validation.end_of_text_id, documents_stop_attention=True)([dataset[i] for i in range(len(dataset))])
+    batch = BlockCollator(family_of(tiny_model), None, validation.end_of_text_id, documents_stop_attention=True)([dataset[i] for i in range(len(dataset))])
     model = load_model(root / "trained")
     model.config.use_cache = False
-    nll, num_tokens, *_ = validation_nll(model, batch, validation.end_of_text_id)
+    nll, num_tokens, *_ = validation_nll(family_of(tiny_model), model, batch, validation.end_of_text_id)
     assert nll / num_tokens == pytest.approx(metrics["best_validation_loss"], rel=1e-5)
 
 

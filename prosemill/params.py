@@ -71,6 +71,8 @@ class FilesCorpus:
     """Folder that holds the files. A link that leads out of it is refused."""
     patterns: tuple[str, ...] = ("**/*.txt", "**/*.md", "**/*.jsonl", "**/*.parquet")
     """Globs below the root. A path with a part named train, validation or test (or a file of that name) gives an official split."""
+    format: Literal["plain", "wikitext"] = "plain"
+    """wikitext: lines are joined into articles at their headings, which are kept."""
     text_key: str = "text"
     """Key or column of the text in JSON Lines and Parquet."""
     label_key: str | None = None
@@ -109,6 +111,8 @@ class HubCorpus:
     """Commit of the dataset, 40 hexadecimal digits; needed unless the repository is a local folder."""
     configuration: str | None = None
     """Configuration of the dataset (the folder its Parquet files lie in); null for the top folder."""
+    format: Literal["plain", "wikitext"] = "plain"
+    """wikitext: lines are joined into articles at their headings, which are kept."""
     text_key: str = "text"
     """Column of the text."""
     label_key: str | None = None
@@ -235,8 +239,8 @@ class Lora:
     """Scale of the adapters; their product is multiplied by alpha / r."""
     dropout: Share = 0.0
     """Share of the adapters' inputs set to zero while training."""
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Names of the linear layers that get an adapter."""
+    targets: tuple[str, ...] | None = None
+    """Names of the linear layers that get an adapter; null: the family's own choice."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -269,6 +273,9 @@ class Train:
     """Documents packed into one block do not see each other."""
     lora: Lora | None = None
     """Adapter settings; null trains every weight."""
+    base_precision: Literal["fp32", "bf16", "nf4"] = "fp32"
+    """Precision of the frozen weights under LoRA: bf16 halves their memory, nf4 quarters it again (QLoRA, Dettmers et al. 2023; needs CUDA
+    and bitsandbytes). Trained weights are always fp32."""
     evaluation_interval: Count = 20
     """Optimiser steps between two measurements of the validation loss, each with a checkpoint."""
     max_validation_blocks: Count | None = 32
@@ -291,6 +298,10 @@ class Train:
             raise ValueError("give either num_epochs or max_steps, and set the other to null")
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(f"gradient_accumulation {self.gradient_accumulation} does not divide batch_size {self.batch_size}")
+        if self.base_precision != "fp32" and self.lora is None:
+            raise ValueError(
+                f"base_precision {self.base_precision} is for the frozen weights under lora: set lora, or base_precision to fp32"
+            )
         if self.sampling_interval % self.evaluation_interval:
             raise ValueError(
                 f"sampling_interval {self.sampling_interval} is not a multiple of evaluation_interval {self.evaluation_interval}"

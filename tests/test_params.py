@@ -38,6 +38,7 @@ HUB = {"source": "hub", "name": "model", "repository": "a/b", "revision": "main"
         ("train", {"max_steps": 1, "lora": {"rank": 4}}, r"unknown key `train\.lora\.rank`"),
         ("train", {"max_steps": 1, "precision": "int8"}, r"`train\.precision`: .*'bf16'.*\(given 'int8'\)"),
         ("train", {"max_steps": 1, "learning_rate": float("nan")}, r"`train\.learning_rate`"),
+        ("train", {"max_steps": 1, "base_precision": "nf4"}, r"base_precision nf4 is for the frozen weights under lora: set lora"),
         ("download", {"corpus": PYTHON}, r"`download\.model` is missing"),
         ("download", {"corpus": {"source": "ftp"}, "model": SCRATCH}, r"`download\.corpus`: .*'ftp'.*'wheel', 'files'"),
         ("download", {"corpus": {**WHEEL, "sha256": "abc"}, "model": SCRATCH}, r"`download\.corpus\.sha256`"),
@@ -87,7 +88,7 @@ def test_every_key_has_a_help_line() -> None:
     keys = [key for section in SECTIONS for key in keys_of(section)]
     assert len(keys) > 60
     assert all(key.help.endswith(".") and key.kind for key in keys)
-    assert any(key.name == "train.lora.targets" and key.default == "[q_proj, v_proj]" for key in keys)
+    assert any(key.name == "train.sample_prompts" and key.default == "[The history of, In physics,, The city is known for]" for key in keys)
 
 
 def test_sources_are_told_apart() -> None:

@@ -25,12 +25,11 @@ def add_adapters(model: PreTrainedModel, lora: Lora | None) -> Any:
     from peft import LoraConfig, get_peft_model
 
     names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    for target in lora.targets:
+    targets = ("q_proj", "v_proj") if lora.targets is None else lora.targets
+    for target in targets:
         if target not in names:
             raise ProsemillError(f"`train.lora.targets`: the model has no linear layer {target!r}; choose from {', '.join(sorted(names))}")
-    config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), task_type="CAUSAL_LM"
-    )
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(targets), task_type="CAUSAL_LM")
     return get_peft_model(model, config)
 
 

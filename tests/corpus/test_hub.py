@@ -24,7 +24,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def hub(repository: str, **settings: Any) -> HubCorpus:
-    return HubCorpus(source="hub", repository=repository, **settings)
+    return HubCorpus(source="hub", name="dataset", repository=repository, **settings)
 
 
 def fails(corpus: HubCorpus, match: str) -> None:

@@ -9,7 +9,7 @@ from tests.corpus.corpora import download, read_corpus, write_texts
 
 
 def test_the_standard_library_is_a_corpus(workspace: Path) -> None:
-    metrics = build_corpus(download(PythonSourceCorpus(source="python-source", max_documents=200)), CORPUS)
+    metrics = build_corpus(download(PythonSourceCorpus(source="python-source", name="python", max_documents=200)), CORPUS)
     built = read_corpus(CORPUS)
     assert 150 < metrics["num_documents"] == len(built) <= 200
     assert metrics["num_over_limit"] > 100
@@ -35,6 +35,6 @@ def test_what_is_not_of_the_library_is_left_out(tmp_path: Path) -> None:
     write_texts(tmp_path / "library", texts)
     write_texts(tmp_path, {"secret.py": "7"})
     (tmp_path / "library" / "link.py").symlink_to("../secret.py")
-    source = PythonSource(PythonSourceCorpus(source="python-source"), tmp_path / "library")
+    source = PythonSource(PythonSourceCorpus(source="python-source", name="python"), tmp_path / "library")
     assert [document.document_id for document in source.documents(lambda _: None)] == ["a.py", "json/b.py"]
     assert source.dropped == {"num_not_utf8": 1}

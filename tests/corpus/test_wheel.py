@@ -45,6 +45,7 @@ def make_wheel(shelf: Path, content: str | bytes) -> WheelCorpus:
 def corpus_of(sha256: str) -> WheelCorpus:
     return WheelCorpus(
         source="wheel",
+        name="articles",
         requirement="tiny-articles==1.0",
         sha256=sha256,
         member="tiny_articles/articles.json",

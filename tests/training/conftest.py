@@ -23,7 +23,11 @@ def blocks(tmp_path_factory: pytest.TempPathFactory, prose: list[str], tiny_mode
     (root / "files").mkdir()
     for number, text in enumerate(prose):
         (root / "files" / f"{number:03d}.txt").write_text(text, encoding="utf-8")
-    values = {"corpus": {"source": "files", "root": "files"}, "model": {"source": "scratch"}, "num_shards": 2}
+    values = {
+        "corpus": {"source": "files", "name": "topics", "root": "files"},
+        "model": {"source": "scratch", "name": "tiny"},
+        "num_shards": 2,
+    }
     section = parse_section("download", Download, {**values, "validation_share": 0.2, "test_share": 0.2})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)

@@ -33,7 +33,7 @@ def draw_before_and_after(metrics: dict[str, Any], path: Path) -> None:
         axes.set_title(f"{label}\n{100 * (after - before) / before:+.1f} %", fontsize=11, color=TEXT)
         axes.set_ylim(0, 1.15 * max(before, after))
         _quiet(axes)
-    figure.suptitle("Test split, before and after fine-tuning (lower is better)", fontsize=12, color=TEXT)
+    figure.suptitle("Before and after training (lower is better)", fontsize=12, color=TEXT)
     _save(figure, path)
 
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from prosemill.console import say
 from prosemill.evaluation.diversity import diversity
-from prosemill.evaluation.documents import Document, Passage, choose_passages, read_source, read_test_split
+from prosemill.evaluation.documents import Passage, choose_passages, read_source, read_split
 from prosemill.params import Evaluate
 
 if TYPE_CHECKING:
     from prosemill.evaluation.continuations import Continuations
     from prosemill.evaluation.measurement import Measured
     from prosemill.evaluation.scoring import Score
+    from prosemill.evaluation.text import Size
 
 Row = dict[str, Any]
 
@@ -27,7 +28,7 @@ class Evaluation:
     """Everything an evaluation found out."""
 
     metrics: Row
-    """The content of metrics/evaluation.json: `protocol`, `data`, `base`, `trained`, `human`, `unrelated`."""
+    """The content of metrics/evaluation.json: `protocol`, `data`, `base`, `trained`, `trigram`, `human`, `unrelated`."""
     samples: list[dict[str, str]]
     """One row per prompt: `document_id`, `prompt`, `reference`, and each model's greedy and sampled continuations."""
     sources: dict[str, dict[str, str]]
@@ -36,8 +37,8 @@ class Evaluation:
     """Rows of `samples` that the report prints."""
 
 
-def evaluate_models(section: Evaluate, *, corpus: Path, base: Path, trained: Path) -> Evaluation:
-    """Evaluate the base and the trained model on the corpus's test split.
+def evaluate_models(section: Evaluate, *, corpus: Path, tokens: Path, base: Path, trained: Path) -> Evaluation:
+    """Evaluate the base and the trained model, and a trigram counted on the train split's tokens, on the corpus's test split.
 
     Raises:
         ProsemillError: a folder or file is missing or broken, no document is long enough, the models' tokenizers differ, or a setting goes
@@ -46,23 +47,24 @@ def evaluate_models(section: Evaluate, *, corpus: Path, base: Path, trained: Pat
     from prosemill.evaluation.measurement import measure_models
 
     sources = {"corpus": read_source(corpus), "model": read_source(base)}
-    documents, data = read_test_split(corpus, section.max_documents)
+    documents, data = read_split(corpus, section.split, section.max_documents, detokenized=section.detokenize)
     lengths = {"prompt_words": section.prompt_words, "continuation_words": section.continuation_words}
     passages, num_too_short = choose_passages(documents, num_prompts=section.num_prompts, **lengths)
     if len(passages) < section.num_prompts:
         say(
-            f"evaluate: only {len(passages)} of {len(documents)} test documents are long enough for one of the "
+            f"evaluate: only {len(passages)} of {len(documents)} documents are long enough for one of the "
             f"{section.num_prompts} prompts"
         )
-    measured = measure_models(section, documents, passages, {"base": base, "trained": trained})
+    measured = measure_models(section, documents, passages, {"base": base, "trained": trained}, tokens)
     metrics: Row = {
-        "protocol": _settings(section, measured, len(passages), num_too_short) | {"notes": _notes(section)},
+        "protocol": _settings(section, measured, len(passages), num_too_short) | {"notes": _notes(section, measured.scoring_note)},
         "data": data,
     }
     for name, score in measured.scores.items():
         half = measured.half_stride_scores[name]
-        metrics[name] = text_metrics(score, half, documents) | _continuation_metrics(measured.continuations[name], passages, section)
-        metrics[name] |= measured.latency[name]
+        metrics[name] = text_metrics(score, half, measured.text, measured.half_stride_text) | {"num_documents": len(documents)}
+    for name, continued in measured.continuations.items():
+        metrics[name] |= _continuation_metrics(continued, passages, section) | measured.latency[name]
     metrics |= _calibration(passages, section)
     return Evaluation(
         metrics={name: _rounded(row) for name, row in metrics.items()},
@@ -72,19 +74,18 @@ def evaluate_models(section: Evaluate, *, corpus: Path, base: Path, trained: Pat
     )
 
 
-def text_metrics(score: "Score", half_stride: "Score", documents: Sequence[Document]) -> Row:
+def text_metrics(score: "Score", half_stride: "Score", text: "Size", half_stride_text: "Size") -> Row:
     """Bits per byte and the perplexities, from sums over all documents; never from means of batches."""
-    num_bytes, num_words = sum(document.num_bytes for document in documents), sum(document.num_words for document in documents)
     return {
-        "bits_per_byte": score.nll_sum / (math.log(2) * num_bytes),
+        "bits_per_byte": score.nll_sum / (math.log(2) * text.num_bytes),
+        "bits_per_byte_half_stride": half_stride.nll_sum / (math.log(2) * half_stride_text.num_bytes),
         "token_perplexity": _perplexity(score.nll_sum, score.num_tokens),
         "token_perplexity_half_stride": _perplexity(half_stride.nll_sum, half_stride.num_tokens),
-        "word_perplexity": _perplexity(score.nll_sum, num_words),
+        "word_perplexity": _perplexity(score.nll_sum, text.num_words),
         "nll_sum": score.nll_sum,
         "num_tokens": score.num_tokens,
-        "num_bytes": num_bytes,
-        "num_words": num_words,
-        "num_documents": len(documents),
+        "num_bytes": text.num_bytes,
+        "num_words": text.num_words,
     }
 
 
@@ -124,6 +125,9 @@ def _calibration(passages: Sequence[Passage], section: Evaluate) -> Row:
 
 def _settings(section: Evaluate, measured: "Measured", num_prompts: int, num_too_short: int) -> Row:
     return {
+        "direction": measured.direction,
+        "detokenize": section.detokenize,
+        "baseline_tokens": section.baseline_tokens,
         "context": section.context,
         "stride": section.context,
         "half_stride": section.context // 2,
@@ -147,24 +151,25 @@ def _settings(section: Evaluate, measured: "Measured", num_prompts: int, num_too
     } | measured.machine
 
 
-def _notes(section: Evaluate) -> list[str]:
+def _notes(section: Evaluate, scoring: str) -> list[str]:
     """The protocol in words. A list, because DVC shows every single string of a metrics file as a column."""
     context, words = section.context, section.continuation_words
     return [
-        "Scoring: every test document stands alone; its tokens are predicted from the end-of-text token and the "
-        f"document's tokens before them, in windows of at most {context} input tokens. The closing end-of-text is "
-        "not scored. Names of special tokens in the text are ordinary text. -ln p is summed over all tokens "
+        f"{scoring} Names of special tokens in the text are ordinary text. -ln p is summed over all tokens "
         "(float64 sums of fp32 log-probabilities; fp32 weights, matrix products in scoring_arithmetic); means of "
         "batches are never averaged.",
         f"Strides: token_perplexity uses windows {context} tokens apart, token_perplexity_half_stride windows "
         f"{context // 2} apart, of which only tokens not scored before count (Hugging Face, Perplexity of "
-        f"fixed-length models). bits_per_byte, word_perplexity and nll_sum are of stride {context}.",
+        f"fixed-length models). bits_per_byte, word_perplexity and nll_sum are of stride {context}; bits_per_byte_half_stride is of stride {context // 2}.",
         "bits_per_byte = nll_sum / (ln 2 x num_bytes), num_bytes the UTF-8 bytes of the text; it compares across "
         "tokenizers. token_perplexity = exp(nll_sum / num_tokens). word_perplexity = exp(nll_sum / num_words), "
-        "num_words the whitespace-separated words of the original text (neither detokenised nor normalised).",
+        "num_words the whitespace-separated words of the original text (neither detokenised nor normalised). "
+        + ("The text scored has WikiText's tokenisation undone, by rules." if section.detokenize else "The text scored is the corpus's own."),
+        "trigram: the baseline, an interpolated Kneser-Ney trigram (Kneser and Ney 1995; Chen and Goodman 1999) over the same tokens, counted "
+        "on the first baseline_tokens tokens of the train split, and scored on the tokens that the models' scores count.",
         f"Continuations: the first {section.prompt_words} whitespace-separated words of a document are the prompt,"
-        f" its next {words} the reference; documents with fewer words are passed over and counted. The prompt is "
-        "fed as end-of-text and its tokens. At most max_new_tokens tokens are generated, to end-of-text or the "
+        f" its next {words} the reference; documents with fewer words are passed over and "
+        "counted. At most max_new_tokens tokens are generated, to end-of-text or the "
         f"tokenizer's own end of sequence, and cut to {words} words. Plain names are of the greedy continuation; "
         "sampled_ names are means over num_samples samples at the given temperature and top_p, each row with a "
         "random generator of its own, seeded by the seed, the document's id and the sample's number. batch_size changes no "

@@ -20,6 +20,7 @@ class Line(NamedTuple):
 
 LINES = (
     Line("bits_per_byte", "bits per byte", "lower", 4),
+    Line("bits_per_byte_half_stride", "bits per byte, half stride", "lower", 4),
     Line("token_perplexity", "token perplexity", "lower", 2),
     Line("token_perplexity_half_stride", "token perplexity, half stride", "lower", 2),
     Line("word_perplexity", "word perplexity", "lower", 2),
@@ -42,8 +43,8 @@ LINES = (
 
 READABLE = 1e6  # greater numbers are shown by their power of ten
 
-HEADER = ["metric", "base", "trained", "change", "human", "unrelated text", "better"]
-NUMERIC = [False, True, True, True, True, True, False]
+HEADER = ["metric", "base", "trained", "change", "trigram", "human", "unrelated text", "better"]
+NUMERIC = [False, True, True, True, True, True, True, False]
 
 
 def table_cells(metrics: dict[str, Any]) -> list[list[str]]:
@@ -66,18 +67,20 @@ def headline(metrics: dict[str, Any]) -> str:
     change = 100 * (before - after) / before
     verdict = "as good as" if abs(change) < 0.05 else f"{abs(change):.1f} % {'better' if change > 0 else 'worse'} than"
     num_documents, num_bytes = metrics["base"]["num_documents"], metrics["base"]["num_bytes"]
-    text = f"{num_documents:,} test documents ({num_bytes:,} bytes)"
-    return f"{before:.4f} → {after:.4f} bits per byte on {text}: the trained model is {verdict} the base model."
+    text = f"{num_documents:,} {metrics['data']['split']} documents ({num_bytes:,} bytes scored, {metrics['protocol']['direction']})"
+    trigram = metrics.get("trigram")
+    baseline = f" A trigram model of the same corpus: {trigram['bits_per_byte']:.4f}." if trigram else ""
+    return f"{before:.4f} → {after:.4f} bits per byte on {text}: the trained model is {verdict} the base model.{baseline}"
 
 
 def _cells(line: Line, metrics: dict[str, Any]) -> list[str]:
     # The calibrating rows name what they measure without `sampled_`: a human's text is one text.
-    names = {"base": line.name, "trained": line.name, "human": line.name.removeprefix("sampled_")}
+    names = {"base": line.name, "trained": line.name, "trigram": line.name, "human": line.name.removeprefix("sampled_")}
     names["unrelated"] = names["human"]
     values = {row: metrics.get(row, {}).get(name) for row, name in names.items()}
     shown = {row: number_text(value, line.digits) for row, value in values.items()}
     change = _change(values["base"], values["trained"])
-    return [line.label, shown["base"], shown["trained"], change, shown["human"], shown["unrelated"], line.better]
+    return [line.label, shown["base"], shown["trained"], change, shown["trigram"], shown["human"], shown["unrelated"], line.better]
 
 
 def number_text(value: float | None, digits: int) -> str:
@@ -103,7 +106,7 @@ def _print_drawn(rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Base model against trained model, test split")
+    table = Table(title="Base model against trained model")
     for name, is_number in zip(HEADER, NUMERIC, strict=True):
         table.add_column(name, justify="right" if is_number else "left", style="bold" if name == "trained" else None)
     for row in rows:

@@ -20,12 +20,13 @@ def track_evaluation(metrics: Mapping[str, Any], samples: Sequence[Mapping[str, 
         trained: The trained model's folder.
     """
     identity = _read_identity(trained)
+    split = metrics["data"]["split"]
     protocol = sha256_of_value(metrics["protocol"])[:8]
-    rows = ("base", "trained", "human", "unrelated")
-    numbers = {f"{row}.{name}": value for row in rows for name, value in metrics[row].items() if isinstance(value, int | float)}
+    rows = ("base", "trained", "trigram", "human", "unrelated")
+    numbers = {f"{row}.{name}": value for row in rows for name, value in metrics.get(row, {}).items() if isinstance(value, int | float)}
     with open_run(identity["fingerprint"], name=identity["name"]) as run:
         run.log_metrics(numbers)
-        run.log_dataset("test_split", str(metrics["data"]["digest"]), source="data/corpus/test")
+        run.log_dataset(f"{split}_split", str(metrics["data"]["digest"]), source=f"data/corpus/{split}")
         run.log_table("evaluation_samples", [{"protocol": protocol, **sample} for sample in samples])
         for file in files:
             run.log_file(file, "evaluation")

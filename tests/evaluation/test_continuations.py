@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 from prosemill.evaluation import continuations as room
 from prosemill.evaluation.continuations import Continuations, Options, continue_passages, draw_from_nucleus
 from prosemill.evaluation.documents import Passage
-from prosemill.evaluation.measurement import encode
+from prosemill.evaluation.text import encode
 from prosemill.pretrained import load_model, load_tokenizer
 
 OPTIONS = Options(end_of_text_id=0, num_words=8, num_samples=2, temperature=1.0, top_p=0.9, seed=0, batch_size=4)
@@ -29,17 +29,21 @@ def tokenizer(tiny_model: Path) -> PreTrainedTokenizerFast:
     return load_tokenizer(tiny_model)
 
 
+def prompts_of(tokenizer: PreTrainedTokenizerFast, passages: list[Passage]) -> list[list[int]]:
+    return [encoding.ids for encoding in encode(tokenizer, [passage.prompt for passage in passages])]
+
+
 def continued(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, options: Options = OPTIONS, passages: list[Passage] = PASSAGES
 ) -> Continuations:
-    return continue_passages(model, tokenizer, passages, encode(tokenizer, [passage.prompt for passage in passages]), options)
+    return continue_passages(model, tokenizer, passages, prompts_of(tokenizer, passages), options)
 
 
 def test_greedy_continuations_equal_a_loop_without_cache_padding_or_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     for passage, text in zip(PASSAGES, continued(model, tokenizer).greedy, strict=True):
-        tokens = [0, *encode(tokenizer, [passage.prompt])[0]]
+        tokens = [0, *prompts_of(tokenizer, [passage])[0]]
         new: list[int] = []
         while len(new) < OPTIONS.num_new_tokens:
             with torch.no_grad():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prosemill.errors import ProsemillError
-from prosemill.evaluation.documents import Document, Passage, choose_passages, read_source, read_test_split
+from prosemill.evaluation.documents import Document, Passage, choose_passages, read_source, read_split
 from tests.evaluation.corpus import write_corpus
 
 
@@ -39,31 +39,31 @@ def test_documents_come_in_the_manifests_order_and_the_digest_names_the_split(tm
     write_corpus(tmp_path / "one", {"test": [["a b", "c"], [], ["d"]], "train": [["x"]]})
     write_corpus(tmp_path / "two", {"test": [["a b", "c"], [], ["d"]], "train": [["y"]]})
     write_corpus(tmp_path / "three", {"test": [["a b", "c"], [], ["e"]], "train": [["x"]]})
-    documents, data = read_test_split(tmp_path / "one", None)
+    documents, data = read_split(tmp_path / "one", "test", None)
     assert [document.text for document in documents] == ["a b", "c", "d"]
     assert (data["num_documents"], data["num_documents_in_split"]) == (3, 3)
-    assert data["digest"] == read_test_split(tmp_path / "two", None)[1]["digest"]
-    assert data["digest"] != read_test_split(tmp_path / "three", None)[1]["digest"]
-    first, limited = read_test_split(tmp_path / "one", 2)
+    assert data["digest"] == read_split(tmp_path / "two", "test", None)[1]["digest"]
+    assert data["digest"] != read_split(tmp_path / "three", "test", None)[1]["digest"]
+    first, limited = read_split(tmp_path / "one", "test", 2)
     assert first == documents[:2]
-    assert limited == {"digest": data["digest"], "num_documents": 2, "num_documents_in_split": 3}
+    assert limited == {"split": "test", "digest": data["digest"], "num_documents": 2, "num_documents_in_split": 3}
 
 
 def test_what_is_missing_or_broken_is_one_line(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     with pytest.raises(ProsemillError, match=r"MANIFEST\.jsonl is missing"):
-        read_test_split(corpus, None)
+        read_split(corpus, "test", None)
     write_corpus(corpus, {"test": [["a"]]})
     shard = corpus / "test/shard-00000.parquet"
     shard.write_bytes(b"PAR1 cut off")
     with pytest.raises(ProsemillError, match="not a readable Parquet file"):
-        read_test_split(corpus, None)
+        read_split(corpus, "test", None)
     shard.unlink()
     with pytest.raises(ProsemillError, match=r"shard-00000\.parquet is missing"):
-        read_test_split(corpus, None)
+        read_split(corpus, "test", None)
     write_corpus(corpus, {"test": [[""], []]})
     with pytest.raises(ProsemillError, match="has no text"):
-        read_test_split(corpus, None)
+        read_split(corpus, "test", None)
     with pytest.raises(ProsemillError, match=r"SOURCE\.json is missing"):
         read_source(tmp_path)
     (tmp_path / "SOURCE.json").write_text("{")

@@ -19,7 +19,7 @@ from prosemill.evaluation.overlap import overlap
 from prosemill.evaluation.report import as_markdown, report_text
 from prosemill.evaluation.table import headline
 from prosemill.params import Evaluate
-from tests.evaluation.corpus import SOURCE, write_corpus
+from tests.evaluation.corpus import SOURCE, write_corpus, write_tokens
 
 SECTION = Evaluate(
     context=32,
@@ -34,8 +34,9 @@ SECTION = Evaluate(
     latency_repeats=2,
     precision="fp32",
 )
-MODEL_NAMES = {
+TEXT_NAMES = {
     "bits_per_byte",
+    "bits_per_byte_half_stride",
     "token_perplexity",
     "token_perplexity_half_stride",
     "word_perplexity",
@@ -44,6 +45,9 @@ MODEL_NAMES = {
     "num_bytes",
     "num_words",
     "num_documents",
+}
+MODEL_NAMES = {
+    *TEXT_NAMES,
     *(
         f"{prefix}{name}{suffix}"
         for name in ("bleu", "rouge1", "rouge2", "rougeL")
@@ -65,6 +69,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prose: l
     root = tmp_path_factory.mktemp("evaluation")
     texts = ["Too short.", *(" ".join(text.split()[:40]) for text in prose[:8]), "A | table\n<b>bold</b> " + "and so on " * 6]
     corpus = write_corpus(root / "corpus", {"test": [texts[:5], [], texts[5:]]})
+    tokens = write_tokens(root / "tokens", tiny_model, prose[20:])
     base, trained = root / "base", root / "trained"
     shutil.copytree(tiny_model, base)
     (base / "SOURCE.json").write_text(json.dumps(SOURCE | {"license": "Apache-2.0"}))
@@ -74,7 +79,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prose: l
     for parameter in model.parameters():
         parameter.data += 0.01 * torch.randn_like(parameter)
     model.save_pretrained(trained)
-    return {"corpus": corpus, "base": base, "trained": trained}
+    return {"corpus": corpus, "tokens": tokens, "base": base, "trained": trained}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +93,8 @@ def without_times(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_numbers_have_their_plain_names(evaluation: Evaluation) -> None:
     metrics = evaluation.metrics
-    assert set(metrics) == {"protocol", "data", "base", "trained", "human", "unrelated"}
+    assert set(metrics) == {"protocol", "data", "base", "trained", "trigram", "human", "unrelated"}
+    assert set(metrics["trigram"]) == TEXT_NAMES
     assert set(metrics["base"]) == set(metrics["trained"]) == MODEL_NAMES
     assert set(metrics["human"]) == {"distinct_1", "distinct_2", "distinct_3", "repetition_rate", "loop_rate"}
     assert set(metrics["unrelated"]) == {f"{name}{end}" for name in ("bleu", "rouge1", "rouge2", "rougeL") for end in ("", "_ci95")}
@@ -254,6 +260,7 @@ def test_the_stage_reads_its_section_and_writes_its_files(
     folders: dict[str, Path], workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(folders["corpus"], "data/corpus")
+    shutil.copytree(folders["tokens"], "data/tokens")
     Path("models").mkdir()
     for name in ("base", "trained"):
         (workspace / "models" / name).symlink_to(folders[name])

@@ -11,7 +11,8 @@ import pytest
 from prosemill.evaluation import latency
 from prosemill.evaluation.documents import Document, Passage
 from prosemill.evaluation.latency import measure_latency
-from prosemill.evaluation.measurement import Measured, encode, measure_models
+from prosemill.evaluation.measurement import Measured, measure_models
+from prosemill.evaluation.text import encode
 from prosemill.params import Evaluate
 from prosemill.pretrained import load_model, load_tokenizer
 
@@ -26,18 +27,19 @@ SECTION = Evaluate(
     latency_new_tokens=2,
     latency_repeats=1,
     precision="fp32",
+    baseline_tokens=None,
 )
 
 
 def measure(folder: Path) -> Measured:
     texts = ["The value of it", "In Python there are"]
     passages = [Passage(text, text, "a reference") for text in texts]
-    return measure_models(SECTION, [Document(text, text) for text in texts], passages, {"base": folder, "trained": folder})
+    return measure_models(SECTION, [Document(text, text) for text in texts], passages, {"base": folder, "trained": folder}, Path("no tokens are needed"))
 
 
 def test_a_special_tokens_name_is_ordinary_text(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
-    ((*tokens,),) = encode(tokenizer, ["a <|endoftext|> b"])
+    ((tokens, _),) = encode(tokenizer, ["a <|endoftext|> b"])
     assert 0 not in tokens
     assert tokenizer.decode(tokens) == "a <|endoftext|> b"
 
@@ -60,7 +62,7 @@ def test_latency_is_of_the_measured_repeats_without_the_warm_up(tiny_model: Path
 
     monkeypatch.setattr(latency, "_generate_once", generate_once)
     model, other = load_model(tiny_model), load_model(tiny_model)
-    rows = measure_latency({"base": model, "trained": other}, prompt=[0, 1], num_new_tokens=3, repeats=3, end_of_text_id=0)
+    rows = measure_latency({"base": model, "trained": other}, prompt=[1], num_new_tokens=3, repeats=3, end_of_text_id=0)
     assert order == [model, other, other, model, model, other, other, model]
     assert rows["base"] == {
         "time_to_first_token_ms": 30.0,
@@ -74,7 +76,7 @@ def test_exactly_the_asked_tokens_are_timed(tiny_model: Path, monkeypatch: pytes
     # A clock that ticks once a reading: the start, the prompt's arrival, then each of the tokens.
     ticks = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
-    rows = measure_latency({"base": load_model(tiny_model)}, prompt=[0, 1, 2], num_new_tokens=5, repeats=2, end_of_text_id=0)
+    rows = measure_latency({"base": load_model(tiny_model)}, prompt=[1, 2], num_new_tokens=5, repeats=2, end_of_text_id=0)
     assert rows["base"]["time_to_first_token_ms"] == 2000.0
     assert rows["base"]["time_per_token_ms"] == 1000.0
     assert next(ticks) == 3 * (1 + 1 + 5)

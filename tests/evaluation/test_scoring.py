@@ -13,7 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from prosemill.evaluation import scoring
 from prosemill.evaluation.documents import Document
 from prosemill.evaluation.protocol import text_metrics
-from prosemill.evaluation.scoring import Score, score_at_strides, score_documents, windows_of
+from prosemill.evaluation.scoring import Score, score_at_strides, score_documents
+from prosemill.evaluation.text import Encoded, size_of
+from prosemill.families import families
 from prosemill.pretrained import load_model
 
 CPU = torch.device("cpu")
@@ -63,7 +65,9 @@ def test_a_uniform_model_needs_log2_of_the_vocabulary_per_token() -> None:
     torch.nn.init.zeros_(uniform.lm_head.weight)
     documents = [Document("a", "ab cd é"), Document("b", "xyz")]
     scored = score(uniform.eval(), [[1, 2, 3, 4], [5, 6]])
-    row = text_metrics(scored, scored, documents)
+    encoded = [Encoded([1, 2, 3, 4], [2, 3, 5, 7]), Encoded([5, 6], [1, 3])]
+    size = size_of(families()["llama"], documents, encoded, context=16, stride=16)
+    row = text_metrics(scored, scored, size, size)
     assert row["num_tokens"] == 6
     assert row["num_bytes"] == 8 + 3
     assert row["bits_per_byte"] == pytest.approx(math.log2(64) * 6 / 11, rel=1e-6)
@@ -116,10 +120,26 @@ def test_no_document_is_no_token(model: PreTrainedModel) -> None:
     assert score(model, [[]]) == Score(0.0, 0)
 
 
+def test_only_the_text_that_is_scored_is_counted() -> None:
+    text = "né  à la carte"
+    encoded = Encoded(list(range(7)), [1, 2, 4, 5, 8, 10, 14])  # n, é, ␣␣ and so on: tokens end where no word does
+    t5 = families()["t5"]
+    # One window of seven tokens, whose first three are the encoder's.
+    assert size_of(t5, [Document("a", text)], [encoded], context=8, stride=8) == (len(text[4:].encode()), len(text[4:].split()))
+    # Windows at 0, 2 and 4 of four tokens: all but the first two tokens are scored.
+    assert size_of(t5, [Document("a", text)], [encoded], context=4, stride=2) == (len(text[2:].encode()), len(text[2:].split()))
+    # Windows at 0 and 4: tokens 2, 3 and 5, 6 are scored.
+    parts = [text[2:5], text[8:]]
+    expected = (len("".join(parts).encode()), sum(len(part.split()) for part in parts))
+    assert size_of(t5, [Document("a", text)], [encoded], context=4, stride=4) == expected
+    tokenized = Document("a", text, original=" n é a b c d e f g")
+    assert size_of(families()["llama"], [tokenized], [encoded], context=4, stride=2) == (len(text.encode()), 9)
+
+
 @given(num_tokens=st.integers(0, 100), context=st.integers(1, 20), data=st.data())
 def test_windows_score_each_token_once_with_enough_left_context(num_tokens: int, context: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, context))
-    windows = list(windows_of(0, num_tokens, context, stride))
+    windows = list(families()["llama"].windows(0, num_tokens, context, stride))
     assert list(chain.from_iterable(range(window.first_new, window.end) for window in windows)) == list(range(num_tokens))
     assert all(0 < window.length <= context for window in windows)
     assert all(window.first_new - window.begin == context - stride for window in windows[1:])

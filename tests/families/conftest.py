@@ -19,7 +19,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 @pytest.fixture
 def model(family: Family) -> PreTrainedModel:
     """A model of the family with two layers."""
-    shape = ScratchModel(source="scratch", family=family.name, hidden_size=32, num_heads=4, context_size=CONTEXT, seed=3)
+    shape = ScratchModel(source="scratch", name="tiny", family=family.name, hidden_size=32, num_heads=4, context_size=CONTEXT, seed=3)
     drawn = family.draw(shape, VOCABULARY)
     drawn.config.use_cache = False
     return drawn

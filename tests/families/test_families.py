@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel
 import prosemill.families
 from prosemill.errors import ProsemillError
 from prosemill.families import Family, Window, families, family_named, family_of
+from prosemill.families.decoder import position_ids
 from prosemill.families.family import IGNORED
 from prosemill.params import ScratchModel
 from prosemill.training.loss import sum_over_tokens, token_nll
@@ -157,7 +158,7 @@ def test_adapters_find_their_layers(family: Family, model: PreTrainedModel) -> N
 
 def test_a_drawn_model_depends_on_its_seed_alone(family: Family) -> None:
     def weights(seed: int) -> torch.Tensor:
-        shape = ScratchModel(source="scratch", family=family.name, hidden_size=16, num_heads=2, context_size=32, seed=seed)
+        shape = ScratchModel(source="scratch", name="tiny", family=family.name, hidden_size=16, num_heads=2, context_size=32, seed=seed)
         return torch.cat([parameter.flatten() for parameter in family.draw(shape, VOCABULARY).parameters()])
 
     before = torch.random.get_rng_state()
@@ -193,16 +194,21 @@ def test_a_fifth_family_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     families.cache_clear()
     try:
         family = family_named("qwen2", whose="a model")
-        model = family.draw(ScratchModel(source="scratch", family="qwen2", hidden_size=32, context_size=CONTEXT), VOCABULARY)
+        model = family.draw(ScratchModel(source="scratch", name="tiny", family="qwen2", hidden_size=32, context_size=CONTEXT), VOCABULARY)
         model.config.use_cache = False
         test_a_packed_block_costs_what_its_documents_cost_alone(family, model)
     finally:
         families.cache_clear()
 
 
+def test_positions_restart_at_every_end_of_text() -> None:
+    block = torch.tensor([[5, 6, END, 7, 8, 9, END, END, 4]])
+    assert position_ids(block, END).tolist() == [[0, 1, 0, 1, 2, 3, 0, 0, 1]]
+
+
 def test_t5_predicts_the_second_half_of_every_stretch() -> None:
     t5 = families()["t5"]
-    config = t5.scratch_config(ScratchModel(source="scratch", family="t5"), VOCABULARY)
+    config = t5.scratch_config(ScratchModel(source="scratch", name="tiny", family="t5"), VOCABULARY)
     batch = t5.pack(torch.tensor([[5, 6, 7, END, 8, 9, 10, 11, 12]]), config, END, documents_stop_attention=True)
     assert batch["input_ids"].tolist() == [[5, 6, END, 8, 9, END]]
     assert batch["decoder_input_ids"].tolist() == [[END, 7, END, END, 10, 11]]

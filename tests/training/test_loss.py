@@ -8,37 +8,17 @@ import pytest
 import torch
 from torch import nn
 
+from prosemill.families import families, family_of
+from prosemill.families.family import IGNORED
 from prosemill.pretrained import load_model
-from prosemill.training.loss import IGNORED, position_ids, sum_over_tokens, token_nll, validation_nll
-from prosemill.training.trainer import BlockCollator
+from prosemill.training.loss import sum_over_tokens, validation_nll
 
 END = 0
 
 
-def test_positions_restart_at_every_end_of_text() -> None:
-    block = torch.tensor([[5, 6, END, 7, 8, 9, END, END, 4]])
-    assert position_ids(block, END).tolist() == [[0, 1, 0, 1, 2, 3, 0, 0, 1]]
-
-
-def test_a_packed_block_costs_what_its_documents_cost_alone(tiny_model: Path) -> None:
-    model = load_model(tiny_model)
-    generator = torch.Generator().manual_seed(1)
-    documents = [torch.randint(1, 1024, (length,), generator=generator).tolist() for length in (20, 1, 33)]
-    packed = torch.tensor([[END, *documents[0], END, *documents[1], END, *documents[2], END]])
-    batch = BlockCollator(END, documents_stop_attention=True)([packed[0]])
-    together = token_nll(model(input_ids=packed, position_ids=batch["position_ids"], use_cache=False).logits, packed).sum()
-    alone = torch.zeros(())
-    for document in documents:
-        ids = torch.tensor([[END, *document, END]])
-        alone += token_nll(model(input_ids=ids, use_cache=False).logits, ids).sum()
-    assert torch.allclose(together, alone, rtol=1e-5)
-    blind = token_nll(model(input_ids=packed, use_cache=False).logits, packed).sum()
-    assert not torch.allclose(blind, alone, rtol=1e-5), "documents that see each other must cost something else"
-
-
 @pytest.mark.parametrize("num_parts", [1, 2, 8])
 def test_parts_of_unequal_size_give_the_gradient_of_the_whole_batch(tiny_model: Path, num_parts: int) -> None:
-    model = load_model(tiny_model)
+    model, family = load_model(tiny_model), family_of(tiny_model)
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(1, 1024, (8, 32), generator=generator)
     labels = ids.clone()
@@ -49,7 +29,7 @@ def test_parts_of_unequal_size_give_the_gradient_of_the_whole_batch(tiny_model: 
     def gradient(parts: int) -> torch.Tensor:
         model.zero_grad()
         for part_ids, part_labels in zip(ids.chunk(parts), labels.chunk(parts), strict=True):
-            sum_over_tokens(model(input_ids=part_ids, use_cache=False).logits, part_labels, num_tokens).backward()
+            sum_over_tokens(*family.align(model(input_ids=part_ids, use_cache=False).logits, part_labels), num_tokens).backward()
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
     whole, parts = gradient(1), gradient(num_parts)
@@ -62,7 +42,7 @@ def test_the_validation_of_a_uniform_model_is_the_logarithm_of_its_vocabulary() 
             return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 1024))
 
     ids = torch.tensor([[5, 6, END, 7, 8], [1, 2, 3, 4, END]])
-    nll, num_tokens, text_nll, num_text_tokens = validation_nll(Uniform(), {"input_ids": ids, "labels": ids}, END)
+    nll, num_tokens, text_nll, num_text_tokens = validation_nll(families()["llama"], Uniform(), {"input_ids": ids, "labels": ids}, END)
     assert (num_tokens, num_text_tokens) == (8, 6)
     assert nll == pytest.approx(8 * math.log(1024))
     assert text_nll == pytest.approx(6 * math.log(1024))

@@ -1,7 +1,7 @@
 """WikiText's original format: articles written as lines one after another, their words set apart by spaces (Merity et al. 2016).
 
     with open("wiki.valid.tokens", "rb") as lines:
-        for title, text in articles(lines, "wiki.valid.tokens"):
+        for title, text in articles(lines):
             detokenize(text.decode())
 
 The files on disk and the hub's Parquet, where a row is a line and an empty line an empty row, are read alike. The tokenised variants write
@@ -9,12 +9,10 @@ The files on disk and the hub's Parquet, where a row is a line and an empty line
 """
 
 import re
-from collections.abc import Iterable, Iterator
-
-from prosemill.corpus.document import refuse_long
+from collections.abc import Callable, Iterable, Iterator
 
 
-def articles(lines: Iterable[bytes], where: str) -> Iterator[tuple[str, bytes]]:
+def articles(lines: Iterable[bytes], check_size: Callable[[int], object] = int) -> Iterator[tuple[str, bytes]]:
     """Join lines into articles, in constant memory beside one of them.
 
     An article begins at a heading of the first level, ` = Title = ` between two blank lines (or the ends of the text), and keeps it. In
@@ -22,14 +20,11 @@ def articles(lines: Iterable[bytes], where: str) -> Iterator[tuple[str, bytes]]:
 
     Args:
         lines: Lines with their ends, as a file yields them, or rows of the hub's Parquet.
-        where: Name of what is read, for the message.
+        check_size: Called with the bytes of the article so far; raises if they are too many.
 
     Yields:
         Title and text. Titles repeat, as `<unk>` stands for many of them. What comes before the first heading has the title "" (or belongs
         to the first article, if it is blank). All texts joined are the lines joined, byte for byte.
-
-    Raises:
-        ProsemillError: an article is longer than a document may be.
     """
     title, text = "", bytearray()
     for line, is_alone in _with_surroundings(lines):
@@ -40,7 +35,7 @@ def articles(lines: Iterable[bytes], where: str) -> Iterator[tuple[str, bytes]]:
                 text.clear()
             title = heading
         text += line
-        refuse_long(len(text), where)
+        check_size(len(text))
     if text:
         yield title, bytes(text)
 

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prosemill.corpus import wikitext
-from prosemill.corpus.wikitext import articles, detokenize
-from prosemill.errors import ProsemillError
+from prosemill import wikitext
+from prosemill.wikitext import articles, detokenize
 
-SAMPLE = Path(__file__).parents[2] / "../shared/data/wikitext-2/wiki.valid.tokens"
+SAMPLE = Path(__file__).parents[1] / "../shared/data/wikitext-2/wiki.valid.tokens"
 needs_sample = pytest.mark.skipif(not SAMPLE.is_file(), reason=f"the sample {SAMPLE} is missing")
 
 LINES = [
@@ -30,13 +29,13 @@ LINES = [
 
 
 def read(*lines: bytes) -> list[tuple[str, bytes]]:
-    return list(articles(lines, "wiki.test.tokens"))
+    return list(articles(lines))
 
 
 @needs_sample
 def test_the_real_sample_has_sixty_articles_and_keeps_every_byte() -> None:
     with SAMPLE.open("rb") as file:
-        found = list(articles(file, str(SAMPLE)))
+        found = list(articles(file))
     assert len(found) == 60
     assert [title for title, _ in found[:2]] == ["Homarus gammarus", "Frank <unk>"]
     assert b"".join(text for _, text in found) == SAMPLE.read_bytes()
@@ -88,10 +87,10 @@ def test_blank_lines_before_the_first_heading_belong_to_it() -> None:
     assert read(b" \n") == [("", b" \n")]
 
 
-def test_an_article_beyond_the_limit_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prosemill.corpus.document.MAX_DOCUMENT_BYTES", 10)
-    with pytest.raises(ProsemillError, match=r"^wiki\.test\.tokens has more than .* for one document; cut it into several$"):
-        read(b" Prose \n", b" Prose \n")
+def test_a_long_article_is_noticed_while_it_grows() -> None:
+    sizes: list[int] = []
+    list(articles([b" Prose \n", b" Prose \n", b" \n"], sizes.append))
+    assert sizes == [8, 16, 18]
 
 
 @pytest.mark.parametrize(

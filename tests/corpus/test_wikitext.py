@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prosemill.corpus import wikitext
 from prosemill.corpus.wikitext import articles, detokenize
 from prosemill.errors import ProsemillError
 
@@ -137,6 +136,6 @@ def test_no_text_is_refused_and_no_line_is_lost(text: str) -> None:
     assert detokenize(text).count("\n") == text.count("\n")
 
 
-def test_long_lines_take_no_longer_than_they_must() -> None:
+def test_long_lines_of_marks_take_linear_time() -> None:
     for mark in ("= ", "' ", '" ', "@-@ ", ". ", "1 : "):
-        assert wikitext.detokenize(mark * 50_000 + "x")
+        assert detokenize(mark * 50_000 + "x")

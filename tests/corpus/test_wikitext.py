@@ -71,12 +71,15 @@ def test_only_a_heading_between_blank_lines_begins_an_article() -> None:
         b" so that \n",
         b" = x = \n",
         b" \n",
+        b" = y = \n",
+        b" holds \n",
+        b" \n",
         b" = Two = \n",
         b"\n",
     ]
     assert read(*lines) == [
         ("", b" Before \n \n"),
-        ("One", b" = One = \n \n = = Part = = \n \n so that \n = x = \n \n"),
+        ("One", b" = One = \n \n = = Part = = \n \n so that \n = x = \n \n = y = \n holds \n \n"),
         ("Two", b" = Two = \n\n"),
     ]
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prosemill import wikitext
 from prosemill.wikitext import articles, detokenize
 
 SAMPLE = Path(__file__).parents[1] / "../shared/data/wikitext-2/wiki.valid.tokens"
@@ -71,12 +70,15 @@ def test_only_a_heading_between_blank_lines_begins_an_article() -> None:
         b" so that \n",
         b" = x = \n",
         b" \n",
+        b" = y = \n",
+        b" holds \n",
+        b" \n",
         b" = Two = \n",
         b"\n",
     ]
     assert read(*lines) == [
         ("", b" Before \n \n"),
-        ("One", b" = One = \n \n = = Part = = \n \n so that \n = x = \n \n"),
+        ("One", b" = One = \n \n = = Part = = \n \n so that \n = x = \n \n = y = \n holds \n \n"),
         ("Two", b" = Two = \n\n"),
     ]
 
@@ -136,6 +138,6 @@ def test_no_text_is_refused_and_no_line_is_lost(text: str) -> None:
     assert detokenize(text).count("\n") == text.count("\n")
 
 
-def test_long_lines_take_no_longer_than_they_must() -> None:
+def test_long_lines_of_marks_take_linear_time() -> None:
     for mark in ("= ", "' ", '" ', "@-@ ", ". ", "1 : "):
-        assert wikitext.detokenize(mark * 50_000 + "x")
+        assert detokenize(mark * 50_000 + "x")

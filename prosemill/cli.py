@@ -1,4 +1,4 @@
-"""The command line for people: `prosemill report`, `prosemill params`, `prosemill ui`. The pipeline itself is run by `dvc repro`."""
+"""The command line for people: `prosemill report`, `prosemill compare`, `prosemill params`, `prosemill ui`. The pipeline itself is run by `dvc repro`."""
 
 from typing import Annotated
 
@@ -13,6 +13,22 @@ def report() -> None:
     from prosemill.errors import run_main
 
     run_main(_report)
+
+
+@app.command()
+def compare(write: Annotated[bool, typer.Option(help="Keep the table in reports/comparison.md and .json.")] = False) -> None:
+    """Show the experiments side by side: sizes, bits per byte, perplexity, overlap, speed, and the command that makes each."""
+    from prosemill.errors import run_main
+
+    def show() -> None:
+        from prosemill.comparison import print_comparison, read_experiments, write_comparison
+
+        experiments = read_experiments()
+        print_comparison(experiments)
+        if write:
+            write_comparison(experiments)
+
+    run_main(show)
 
 
 @app.command()

@@ -251,6 +251,8 @@ class Lora:
 class Train:
     """Fine-tuning with the Hugging Face Trainer."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw for fine-tuning; muon (Muon for the hidden matrices, AdamW for the rest) learns from random weights in fewer steps."""
     learning_rate: Positive = 1e-3
     """Peak learning rate."""
     batch_size: Count = 8
@@ -264,7 +266,7 @@ class Train:
     warmup_ratio: Share = 0.1
     """Share of the steps in which the learning rate rises to its peak."""
     weight_decay: PositiveOrZero = 0.0
-    """AdamW's decoupled weight decay."""
+    """The optimizer's decoupled weight decay."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this norm."""
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
@@ -324,8 +326,8 @@ class Evaluate:
     """Undo WikiText's tokenisation before scoring; word perplexity still counts the original's words."""
     max_documents: Count | None = None
     """Documents of the split to score, in the corpus's order; null for all."""
-    baseline_tokens: Count | None = 20_000_000
-    """Tokens of the train split that the trigram baseline counts, at most; null for no baseline."""
+    baseline_tokens: Annotated[int, Field(ge=1, le=1 << 24)] | None = 10_000_000
+    """Tokens of the train split that the trigram baseline counts, at most, with about 60 bytes of memory each; null for no baseline."""
     num_prompts: Count = 48
     """Documents whose beginning is continued, for BLEU, ROUGE and diversity."""
     prompt_words: Count = 32

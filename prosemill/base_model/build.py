@@ -28,7 +28,7 @@ def build_base_model(section: Download, corpus: Path, output: Path) -> dict[str,
         output: Folder that is made anew: config.json, model.safetensors, tokenizer.json, …, SOURCE.json.
 
     Returns:
-        `family`, `num_parameters`, `dtype`, `vocabulary_size`, `context_size` (tokens) and `num_bytes_without_token`.
+        `name`, `family`, `num_parameters`, `dtype`, `vocabulary_size`, `context_size` (tokens) and `num_bytes_without_token`.
 
     Raises:
         ProsemillError: the model cannot be fetched, is broken, names code of its own or is of an unknown family.
@@ -42,6 +42,7 @@ def build_base_model(section: Download, corpus: Path, output: Path) -> dict[str,
             _publish(scratch, section.model, output)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)  # a full disk gets its space back
+    metrics["name"] = section.model.name
     if lost := metrics["num_bytes_without_token"]:
         say(f"note: the base model's tokenizer lacks {lost} rare bytes, mostly control characters; a text that holds one loses it")
     return metrics
@@ -66,8 +67,8 @@ def _facts(model: BaseModel) -> dict[str, Any]:
             origin = {"repository": model.repository, "revision": model.revision or "a local folder"}
         case ScratchModel():
             mine = {"license": "none needed", "attribution": "random weights; the tokenizer is trained on the corpus"}
-            return {"source": model.source, "seed": model.seed, **mine}
-    return {"source": model.source, **origin, "license": model.license, "attribution": model.attribution}
+            return {"name": model.name, "source": model.source, "seed": model.seed, **mine}
+    return {"name": model.name, "source": model.source, **origin, "license": model.license, "attribution": model.attribution}
 
 
 def _publish(scratch: Path, model: BaseModel, output: Path) -> None:

@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
 
-MAX_TOKENS = 1 << 24
-"""Tokens counted at most, 17 million: counting takes about 60 bytes of memory each at its peak, a gigabyte in all."""
-
 MAX_VOCABULARY_SIZE = 2_097_151  # its third power fits into 63 bits
 
 
@@ -73,9 +70,9 @@ class Trigram:
 
     @classmethod
     def count(cls, tokens: NDArray[Any], vocabulary_size: int, end_of_text_id: int) -> "Trigram":
-        """Count the first `MAX_TOKENS` of a flat stream in which `end_of_text_id` closes each document."""
+        """Count a flat stream in which `end_of_text_id` closes each document, with about 60 bytes of memory a token."""
         assert 0 <= end_of_text_id < vocabulary_size <= MAX_VOCABULARY_SIZE
-        tokens = np.asarray(tokens[:MAX_TOKENS], dtype=np.int64)
+        tokens = np.asarray(tokens, dtype=np.int64)
         assert not len(tokens) or 0 <= tokens.min() <= tokens.max() < vocabulary_size
         trigrams, of_trigrams = np.unique(_trigrams(tokens, vocabulary_size, end_of_text_id), return_counts=True)
         bigrams, of_bigrams = np.unique(trigrams % vocabulary_size**2, return_counts=True)

@@ -32,14 +32,13 @@ class Decoder(Family):
 
     def pack(self, blocks: "torch.Tensor", config: Any, end_of_text_id: int, *, documents_stop_attention: bool) -> Batch:
         """`input_ids` and `labels` [batch, block_size], and `position_ids` that restart at each document if attention stops there."""
-        batch = {"input_ids": blocks, "labels": blocks.clone()}
+        import torch
+
+        labels = torch.cat([blocks[:, 1:], torch.full_like(blocks[:, :1], IGNORED)], dim=1)
+        batch = {"input_ids": blocks, "labels": labels}
         if documents_stop_attention:
             batch["position_ids"] = position_ids(blocks, end_of_text_id)
         return batch
-
-    def align(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
-        """Position i predicts token i + 1."""
-        return logits[:, :-1], labels[:, 1:]
 
     def windows(self, document: int, num_tokens: int, context: int, stride: int) -> Iterator[Window]:
         """Windows `stride` tokens apart that score each token exactly once (Hugging Face, "Perplexity of fixed-length models").

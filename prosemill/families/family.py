@@ -38,7 +38,7 @@ class Window:
 
 
 class Family(ABC):
-    """One model family. A batch is what its model's `forward` takes, with `labels` beside it."""
+    """One model family. A batch is what its model's `forward` takes, and `labels`: label i is what the logits at position i predict."""
 
     name: ClassVar[str]
     """transformers' `model_type`."""
@@ -75,16 +75,12 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def align(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
-        """The logits [batch, n, vocabulary] and the labels [batch, n] that they predict, of what `forward` gave for a training batch."""
-
-    @abstractmethod
     def windows(self, document: int, num_tokens: int, context: int, stride: int) -> Iterator[Window]:
         """The windows over a document, each at most `context` tokens long, in which no token is scored twice."""
 
     @abstractmethod
     def frame(self, documents: Sequence[Sequence[int]], windows: Sequence[Window], config: Any, end_of_text_id: int) -> Batch:
-        """The windows as one batch, whose `labels` [windows, n] stand where `forward`'s logits predict them."""
+        """The windows as one batch; what is only seen has no label."""
 
     @abstractmethod
     def prompt(self, prompts: Sequence[Sequence[int]], end_of_text_id: int) -> Batch:

@@ -73,18 +73,15 @@ class T5(Family):
                 labels[row, start : start + len(continuation)] = torch.tensor(continuation)
                 stretch_of[row, start : start + _num_slots(stretch)] = number
                 start += _num_slots(stretch)
+        dtype = _dtype_of_weights(config)  # a wider mask would widen the scores
         same = stretch_of[:, :, None] == stretch_of[:, None, :]
         return {
             "input_ids": encoder,
-            "attention_mask": _additive(same & is_input[:, None, :]),
+            "attention_mask": _additive(same & is_input[:, None, :], dtype),
             "decoder_input_ids": decoder,
-            "decoder_attention_mask": _additive(same.tril()),
+            "decoder_attention_mask": _additive(same.tril(), dtype),
             "labels": labels,
         }
-
-    def align(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
-        """The decoder's inputs are shifted already: position i predicts label i."""
-        return logits, labels
 
     def windows(self, document: int, num_tokens: int, context: int, stride: int) -> Iterator[Window]:
         """Windows `stride` tokens apart whose second half is scored, as far as no window before scored it.
@@ -150,11 +147,19 @@ def _num_slots(stretch: list[int]) -> int:
     return len(stretch) // 2 + 1
 
 
-def _additive(is_visible: "torch.Tensor") -> "torch.Tensor":
-    """A mask [batch, n, n] as what is added to attention's scores, [batch, 1, n, n], fp32."""
+def _dtype_of_weights(config: Any) -> "torch.dtype":
+    """fp32 where the config does not say; transformers leaves the type's bare name in a config that was saved."""
     import torch
 
-    return torch.where(is_visible, 0.0, torch.finfo(torch.float32).min)[:, None]
+    dtype = getattr(torch, str(config.dtype).removeprefix("torch."), torch.float32)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _additive(is_visible: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+    """A mask [batch, n, n] as what is added to attention's scores, [batch, 1, n, n]."""
+    import torch
+
+    return torch.zeros(is_visible.shape, dtype=dtype).masked_fill_(~is_visible, torch.finfo(dtype).min)[:, None]
 
 
 FAMILY = T5()

@@ -27,6 +27,7 @@ from prosemill.shards import MANIFEST
 from prosemill.tokens.blocks import Blocks
 from prosemill.tracking import open_run, run_fingerprint
 from prosemill.training.adapters import add_adapters, count_parameters, export, load_base
+from prosemill.training.muon import MuonAndAdamW
 from prosemill.training.record import Recorder, Sampler, write_curves, write_samples
 from prosemill.training.throughput import measure_matmul_rate, training_operations_per_token
 from prosemill.training.trainer import BlockCollator, BlockDataset, EvaluateAtTheEnd, TokenWeightedTrainer
@@ -96,6 +97,8 @@ def build_trainer(
     # A cache would switch off the reading of document borders from positions.
     model.config.use_cache = False
     stop = section.documents_stop_attention
+    rates = {"learning_rate": section.learning_rate, "weight_decay": section.weight_decay}
+    optimizer = MuonAndAdamW(model, **rates) if section.optimizer == "muon" else None
     trainer = TokenWeightedTrainer(
         model=model,
         args=training_arguments(section, checkpoints, arithmetic, device),
@@ -103,7 +106,7 @@ def build_trainer(
         eval_dataset=BlockDataset(validation, section.max_validation_blocks),
         data_collator=BlockCollator(family, model.config, train.end_of_text_id, documents_stop_attention=stop),
         callbacks=[EvaluateAtTheEnd(), *callbacks],
-        family=family,
+        optimizers=(optimizer, None),  # without one Trainer makes its AdamW
         tokens_per_byte=(validation.num_tokens - validation.num_documents) / validation.num_text_bytes,
         end_of_text_id=train.end_of_text_id,
     )
@@ -153,8 +156,9 @@ def training_arguments(section: Train, checkpoints: Path, arithmetic: Arithmetic
 
 
 def base_name(base: Path) -> str:
-    """The architecture's name in a base model's config, as in `llama`."""
-    return str(json.loads((base / "config.json").read_text(encoding="utf-8"))["model_type"])
+    """What the base model's SOURCE.json calls it, or else its family's name."""
+    path = base / "SOURCE.json"
+    return str(json.loads(path.read_text(encoding="utf-8"))["name"]) if path.is_file() else family_of(base).name
 
 
 def _measurements(trainer: TokenWeightedTrainer, recorder: Recorder, section: Train, block_size: int) -> dict[str, Any]:

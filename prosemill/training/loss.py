@@ -1,6 +1,6 @@
 """The token-weighted loss: a sum over tokens divided by their number, whatever the batch was cut into.
 
-    nll = token_nll(*family.align(logits, labels))  # [batch, n], in nats
+    nll = token_nll(logits, labels)  # [batch, n], in nats
     loss = nll.sum() / labels.ne(IGNORED).sum()
 
 Averaging the means of parts of unequal size would weigh tokens unequally; nothing here averages a mean.
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from prosemill.families import Family
+from prosemill.families import Batch
 from prosemill.families.family import IGNORED
 
 
@@ -44,12 +44,9 @@ def sum_over_tokens(logits: torch.Tensor, labels: torch.Tensor, num_tokens: torc
 
 
 @torch.no_grad()
-def validation_nll(
-    family: Family, model: nn.Module, batch: dict[str, torch.Tensor], end_of_text_id: int
-) -> tuple[float, int, float, int]:
+def validation_nll(model: nn.Module, batch: Batch, end_of_text_id: int) -> tuple[float, int, float, int]:
     """Sums over one batch: nll of all predicted tokens, their number, nll of the text's tokens (without end-of-text), their number."""
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    logits, labels = family.align(model(**inputs).logits, batch["labels"])
-    nll = token_nll(logits, labels).double()
+    labels = batch["labels"]
+    nll = token_nll(model(**{name: value for name, value in batch.items() if name != "labels"}).logits, labels).double()
     is_text = (labels != end_of_text_id) & (labels != IGNORED)
     return float(nll.sum()), int(labels.ne(IGNORED).sum()), float(nll[is_text].sum()), int(is_text.sum())

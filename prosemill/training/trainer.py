@@ -1,6 +1,7 @@
 """The Hugging Face Trainer with a token-weighted loss and a validation that sums instead of averaging means."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prosemill.families import Batch, Family
+from prosemill.families.family import IGNORED
 from prosemill.tokens.blocks import Blocks
 from prosemill.training.loss import sum_over_tokens, validation_nll
 
@@ -49,17 +51,23 @@ class TokenWeightedTrainer(Trainer):
     """Trainer whose training loss and validation loss are sums over tokens divided by the number of tokens.
 
     Args:
-        family: The model's family.
         tokens_per_byte: Text tokens over UTF-8 bytes of the validation split, to turn nats per token into bits per byte.
         end_of_text_id: The token that is no text and does not count towards bits per byte.
         arguments: What Trainer takes.
     """
 
-    def __init__(self, *, family: Family, tokens_per_byte: float, end_of_text_id: int, **arguments: Any) -> None:
-        super().__init__(compute_loss_func=self._loss_of_outputs, **arguments)
+    def __init__(self, *, tokens_per_byte: float, end_of_text_id: int, **arguments: Any) -> None:
+        super().__init__(compute_loss_func=_loss_of_outputs, **arguments)
         # The model would compute a loss of its own from these, and scale it by its own idea of the batch.
         self.model_accepts_loss_kwargs = False
-        self._family, self._tokens_per_byte, self._end_of_text_id = family, tokens_per_byte, end_of_text_id
+        self._tokens_per_byte, self._end_of_text_id = tokens_per_byte, end_of_text_id
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], torch.Tensor | int | None]:
+        """The parts of one batch, and how many tokens they predict; Trainer itself counts one too many in a row for some families."""
+        parts, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return parts, torch.stack([part["labels"].ne(IGNORED).sum() for part in parts]).sum().to(device)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Validation loss (nats per token, end-of-text counted) and bits per byte (text alone), both token-weighted."""
@@ -71,7 +79,7 @@ class TokenWeightedTrainer(Trainer):
         for batch in self.get_eval_dataloader(eval_dataset):
             inputs = self._prepare_inputs(batch)
             with self.accelerator.autocast():
-                totals += torch.tensor(validation_nll(self._family, model, inputs, self._end_of_text_id), dtype=torch.float64)
+                totals += torch.tensor(validation_nll(model, inputs, self._end_of_text_id), dtype=torch.float64)
         model.train()
         nll, num_tokens, text_nll, num_text_tokens = totals.tolist()
         metrics = {
@@ -82,15 +90,13 @@ class TokenWeightedTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _loss_of_outputs(
-        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        return sum_over_tokens(*self._family.align(outputs["logits"], labels), num_items_in_batch)
-
-
 class EvaluateAtTheEnd(TrainerCallback):
     """Measures and saves after the last step too, where the number of steps is no multiple of the interval."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
+
+
+def _loss_of_outputs(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+    return sum_over_tokens(outputs["logits"], labels, num_items_in_batch)

@@ -102,13 +102,6 @@ def test_documents_do_not_see_each_other() -> None:
     assert (count(texts).nll([1, 2, 4]) == count(texts[::-1]).nll([1, 2, 4])).all()
 
 
-def test_tokens_beyond_the_limit_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_TOKENS", 4)
-    limited = count([[1, 2, 3], [4, 4, 4]])
-    assert limited.num_tokens == 4
-    assert (limited.nll([4, 4, 1]) == count([[1, 2, 3]]).nll([4, 4, 1])).all()
-
-
 def test_the_largest_vocabulary_fits() -> None:
     size = module.MAX_VOCABULARY_SIZE
     model = Trigram.count(np.array([size - 1, size - 1, size - 1, 0]), size, 0)

@@ -29,7 +29,7 @@ def nll_of_block(family: Family, model: PreTrainedModel, block: list[int], *, do
     batch = family.pack(torch.tensor([block]), model.config, END, documents_stop_attention=documents_stop_attention)
     labels = batch.pop("labels")
     with torch.no_grad():
-        return float(token_nll(*family.align(model(**batch).logits, labels)).double().sum())
+        return float(token_nll(model(**batch).logits, labels).double().sum())
 
 
 def test_the_four_families_are_found() -> None:
@@ -53,7 +53,7 @@ def test_rows_of_a_batch_do_not_touch_each_other(family: Family, model: PreTrain
     batch = family.pack(torch.tensor(rows), model.config, END, documents_stop_attention=True)
     labels = batch.pop("labels")
     with torch.no_grad():
-        together = token_nll(*family.align(model(**batch).logits, labels)).double().sum(dim=1)
+        together = token_nll(model(**batch).logits, labels).double().sum(dim=1)
     assert together.tolist() == pytest.approx([nll_of_block(family, model, row) for row in rows], rel=1e-5)
 
 
@@ -65,17 +65,13 @@ def test_packed_parts_give_the_gradient_of_the_whole_batch(family: Family, model
     def pack(part: torch.Tensor) -> dict[str, torch.Tensor]:
         return family.pack(part, model.config, END, documents_stop_attention=True)
 
-    def predicted(batch: dict[str, torch.Tensor]) -> int:
-        shape = (*batch["labels"].shape, 1)
-        return int(family.align(torch.empty(shape), batch["labels"])[1].ne(IGNORED).sum())
-
     def gradient(parts: int) -> torch.Tensor:
         model.zero_grad()
         batches = [pack(part) for part in blocks.chunk(parts)]
-        num_tokens = sum(map(predicted, batches))
+        num_tokens = sum(int(batch["labels"].ne(IGNORED).sum()) for batch in batches)
         for batch in batches:
             labels = batch.pop("labels")
-            sum_over_tokens(*family.align(model(**batch).logits, labels), num_tokens).backward()
+            sum_over_tokens(model(**batch).logits, labels, num_tokens).backward()
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
     whole, parts = gradient(1), gradient(num_parts)

@@ -105,7 +105,7 @@ def test_what_leaves_is_the_best_checkpoint(tmp_path: Path, blocks: Path, tiny_m
     batch = BlockCollator(family_of(tiny_model), None, validation.end_of_text_id, documents_stop_attention=True)([dataset[i] for i in range(len(dataset))])
     model = load_model(root / "trained")
     model.config.use_cache = False
-    nll, num_tokens, *_ = validation_nll(family_of(tiny_model), model, batch, validation.end_of_text_id)
+    nll, num_tokens, *_ = validation_nll(model, batch, validation.end_of_text_id)
     assert nll / num_tokens == pytest.approx(metrics["best_validation_loss"], rel=1e-5)
 
 

@@ -1,0 +1,273 @@
+"""The experiments side by side: `prosemill compare`.
+
+    experiments = read_experiments()
+    print_comparison(experiments)
+
+An experiment is what one command makes, such as `dvc exp run -S model=gpt2-mini`. Those compared are the workspace's own, DVC's (its
+experiments are commits below `refs/exps`) and those kept in reports/comparison.json; of two with one command the later counts. Numbers of
+models that predict in different directions, or on different data, do not compare: each such group has a table of its own.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prosemill.errors import ProsemillError
+from prosemill.metrics import write_metrics
+from prosemill.shards import write_durably
+from prosemill.workspace import EXPERIMENTS, METRICS, PARAMS, REPORTS
+
+FILES = (PARAMS, METRICS / "download.json", METRICS / "train.json", METRICS / "evaluation.json")
+KEPT = REPORTS / "comparison.json"
+SHOWN = REPORTS / "comparison.md"
+GROUPS = ("model", "corpus")
+
+HEADER = ["model", "parameters", "trained", "bits per byte", "trigram", "token perplexity", "BLEU", "ROUGE-L", "ms/token", "training", "memory"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One row; pairs are of the base and of the trained model."""
+
+    command: str
+    """What makes it."""
+    model: str
+    corpus: str
+    data_digest: str
+    """Digest of the split that was scored."""
+    direction: str
+    """What is predicted from what."""
+    num_parameters: int
+    num_trained_parameters: int
+    bits_per_byte: tuple[float, float]
+    trigram_bits_per_byte: float | None
+    token_perplexity: tuple[float | None, float | None]
+    bleu: tuple[float, float]
+    rouge_l: tuple[float, float]
+    time_per_token_ms: float
+    """Of the trained model, on `device`."""
+    train_seconds: float
+    peak_memory_bytes: int
+    device: str
+
+
+def read_experiments() -> list[Experiment]:
+    """All experiments that this workspace knows, the best of each group first.
+
+    Raises:
+        ProsemillError: there is none, or a file is broken.
+    """
+    found: dict[str, Experiment] = {}
+    for experiment in (*_kept(), *_of_dvc(), *_of_workspace()):
+        found[experiment.command] = experiment
+    if not found:
+        raise ProsemillError("there is no evaluated experiment here: run `make run` or `dvc exp run -S model=gpt2-mini` first")
+    return sorted(found.values(), key=lambda experiment: (*_group(experiment), experiment.bits_per_byte[1]))
+
+
+def print_comparison(experiments: Sequence[Experiment]) -> None:
+    """Print a table for each group: drawn on a terminal, aligned plain lines otherwise."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for title, rows in _tables(experiments):
+        table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False, box=None if not sys.stdout.isatty() else _box())
+        for name in HEADER:
+            table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+        for experiment in rows:
+            table.add_row(*_cells(experiment))
+        console.print(table, markup=False)
+        console.print()
+    for experiment in experiments:
+        console.print(f"{experiment.model}: {experiment.command}", markup=False, highlight=False)
+
+
+def write_comparison(experiments: Sequence[Experiment]) -> None:
+    """Keep the experiments in reports/comparison.json, and show them in reports/comparison.md."""
+    write_metrics(KEPT, {experiment.command: asdict(experiment) for experiment in experiments})
+    write_durably(SHOWN, "# Experiments side by side\n\n" + comparison_text(experiments) + "\n")
+
+
+def comparison_text(experiments: Sequence[Experiment]) -> str:
+    """The tables in Markdown, each row with its command."""
+    parts = []
+    for title, rows in _tables(experiments):
+        header = [*HEADER, "command"]
+        lines = [header, ["---" if name in ("model", "command") else "---:" for name in header]]
+        lines += [[*_cells(experiment), f"`{experiment.command}`"] for experiment in rows]
+        parts.append(f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts)
+
+
+def _tables(experiments: Iterable[Experiment]) -> Iterator[tuple[str, list[Experiment]]]:
+    for (corpus, direction, device, _), rows in groupby(experiments, key=_group):
+        yield f"{corpus}, {direction}, base → trained, on {device}", list(rows)
+
+
+def _group(experiment: Experiment) -> tuple[str, str, str, str]:
+    return experiment.corpus, experiment.direction, experiment.device, experiment.data_digest
+
+
+def _cells(experiment: Experiment) -> list[str]:
+    all_trained = experiment.num_trained_parameters == experiment.num_parameters
+    return [
+        experiment.model,
+        _count(experiment.num_parameters),
+        "all" if all_trained else _count(experiment.num_trained_parameters),
+        _pair(experiment.bits_per_byte, 4),
+        _number(experiment.trigram_bits_per_byte, 4),
+        _pair(experiment.token_perplexity, 2),
+        _pair(experiment.bleu, 4),
+        _pair(experiment.rouge_l, 3),
+        f"{experiment.time_per_token_ms:.1f}",
+        f"{experiment.train_seconds / 60:.1f} min",
+        f"{experiment.peak_memory_bytes / 1e9:.1f} GB",
+    ]
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number < 1e9 else f"{number / 1e9:.2f} B"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _pair(values: tuple[float | None, float | None], digits: int) -> str:
+    return " → ".join(_number(value, digits) for value in values)
+
+
+def _box() -> Any:
+    from rich import box
+
+    return box.SIMPLE_HEAD
+
+
+def _kept() -> list[Experiment]:
+    if not KEPT.is_file():
+        return []
+    return [_from_plain(values) for values in _parse(KEPT.read_text(encoding="utf-8"), str(KEPT)).values()]
+
+
+def _from_plain(values: dict[str, Any]) -> Experiment:
+    pairs = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    known = {field.name for field in fields(Experiment)}
+    return Experiment(**{name: value for name, value in (values | pairs).items() if name in known})
+
+
+def _of_workspace() -> list[Experiment]:
+    if not all(path.is_file() for path in FILES):
+        return []
+    return _experiment([path.read_text(encoding="utf-8") for path in FILES], "the workspace")
+
+
+def _of_dvc() -> list[Experiment]:
+    """DVC's experiments in the order in which they were made."""
+    refs = _git("for-each-ref", "--sort=committerdate", "--format=%(objectname) %(refname)", "refs/exps")
+    experiments: list[Experiment] = []
+    for line in (refs or "").splitlines():
+        commit, name = line.split(" ", 1)
+        texts = [_git("show", f"{commit}:{path}") for path in FILES]
+        if name.count("/") == 4 and all(texts):  # refs/exps/<first two digits>/<the rest>/<name>
+            experiments += _experiment([text or "" for text in texts], name)
+    return experiments
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        finished = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return finished.stdout if finished.returncode == 0 else None
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ProsemillError(f"{where} is broken ({error}): make it again") from None
+    assert isinstance(values, dict)
+    return values
+
+
+def _experiment(texts: Sequence[str], where: str) -> list[Experiment]:
+    """The experiment of a state's params and metrics; none if they are of an older format."""
+    params = yaml.safe_load(texts[0])
+    download, train, evaluation = (_parse(text, f"{path} of {where}") for text, path in zip(texts[1:], FILES[1:], strict=True))
+    base, trained = evaluation["base"], evaluation["trained"]
+
+    def pair(name: str) -> tuple[Any, Any]:
+        return base[name], trained[name]
+
+    try:
+        return [
+            Experiment(
+                command=command_of(params),
+                model=download["model"]["name"],
+                corpus=download["corpus"]["name"],
+                data_digest=evaluation["data"]["digest"],
+                direction=evaluation["protocol"]["direction"],
+                num_parameters=train["num_parameters"],
+                num_trained_parameters=train["num_trained_parameters"],
+                bits_per_byte=pair("bits_per_byte"),
+                trigram_bits_per_byte=evaluation.get("trigram", {}).get("bits_per_byte"),
+                token_perplexity=pair("token_perplexity"),
+                bleu=pair("bleu"),
+                rouge_l=pair("rougeL"),
+                time_per_token_ms=trained["time_per_token_ms"],
+                train_seconds=train["train_seconds"],
+                peak_memory_bytes=train["peak_memory_bytes"],
+                device=evaluation["protocol"]["device"],
+            )
+        ]
+    except KeyError:
+        return []
+
+
+def command_of(params: dict[str, Any]) -> str:
+    """The command whose experiment has these params: the groups' files that name its model and corpus, and every value that differs."""
+    default = yaml.safe_load((EXPERIMENTS / "default.yaml").read_text(encoding="utf-8"))["defaults"]
+    usual = {group: choice for entry in default if isinstance(entry, dict) for group, choice in entry.items()}
+    chosen = {group: _file_named(group, params["download"][group].get("name")) for group in GROUPS}
+    overrides = [f"{group}={choice}" for group, choice in chosen.items() if choice is not None and choice != usual[group]]
+    composed = dict(_flat(_compose(overrides)))
+    values = dict(_flat(params))
+    overrides += [f"{key}={json.dumps(value)}" for key, value in values.items() if key not in composed or composed[key] != value]
+    return " ".join(["dvc exp run", *(f"-S {override}" for override in overrides)]) if overrides else "make run"
+
+
+def _file_named(group: str, name: str | None) -> str | None:
+    """The file of a group whose model or corpus has this name."""
+    for path in sorted((EXPERIMENTS / group).glob("*.yaml")):
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if name is not None and content.get("download", {}).get(group, {}).get("name") == name:
+            return path.stem
+    return None
+
+
+def _compose(overrides: list[str]) -> dict[str, Any]:
+    """What `dvc exp run` with these overrides would write into params.yaml."""
+    from dvc.utils.hydra import compose_and_dump
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / PARAMS.name
+        compose_and_dump(path, str(EXPERIMENTS.absolute()), None, "default", folder, overrides)
+        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return values
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,142 @@
+"""Every family trains through the same door: with LoRA and in full, in parts and at once, with either optimizer."""
+
+import json
+import shutil
+from copy import deepcopy as copy_of
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from prosemill.errors import ProsemillError
+from prosemill.families import families, family_of
+from prosemill.params import ScratchModel
+from prosemill.pretrained import load_model
+from prosemill.tokens import Blocks
+from prosemill.training import build_trainer
+from prosemill.training.adapters import load_base
+from prosemill.training.loss import validation_nll
+from prosemill.training.muon import MuonAndAdamW
+from tests.training.conftest import inside, train, train_section
+
+
+@pytest.fixture(scope="session", params=list(families()))
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A tiny random model of each family in turn, with the tokenizer of the blocks."""
+    folder: Path = tmp_path_factory.mktemp(request.param)
+    shape = ScratchModel(source="scratch", name="tiny", family=request.param, hidden_size=32, num_heads=4, context_size=128)
+    families()[request.param].draw(shape, 1024).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tiny_model / name, folder / name)
+    (folder / "SOURCE.json").write_text(json.dumps({"name": "tiny"}))
+    return folder
+
+
+FULL: dict[str, Any] = {"lora": None, "learning_rate": 3e-3}
+LORA: dict[str, Any] = {"lora": {"r": 4, "alpha": 8}, "learning_rate": 3e-2}
+
+
+@pytest.mark.parametrize("method", [FULL, LORA, FULL | {"optimizer": "muon"}], ids=["full", "lora", "muon"])
+def test_every_family_learns(base: Path, blocks: Path, tmp_path: Path, method: dict[str, Any]) -> None:
+    with inside(tmp_path) as root:
+        metrics = train(train_section(**method), blocks, base, root)
+    assert metrics["best_validation_loss"] < metrics["base_validation_loss"]
+    assert 0 < metrics["mfu"] < 1
+    assert family_of(root / "trained") is family_of(base)
+    assert (metrics["num_trained_parameters"] == metrics["num_parameters"]) == (method["lora"] is None)
+    if method["lora"] is None:
+        assert metrics["num_parameters"] == load_model(base).num_parameters()
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_make_the_gradient_of_the_whole_batch_in_the_trainer(base: Path, blocks: Path, tmp_path: Path, parts: int) -> None:
+    """Trainer itself divides and counts: its first step of 8 blocks, in parts of 8, 4 and 2 blocks."""
+
+    class Keep(TrainerCallback):
+        gradient = torch.zeros(0)
+
+        def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
+            self.gradient = torch.cat([weight.grad.flatten().clone() for weight in model.parameters() if weight.grad is not None])
+
+    def gradient(accumulation: int) -> torch.Tensor:
+        section, keep = train_section(**FULL, batch_size=8, gradient_accumulation=accumulation, max_steps=1, max_grad_norm=1e9), Keep()
+        with inside(tmp_path / str(accumulation)) as root:
+            trainer = build_trainer(section, Blocks.open(blocks, "train"), Blocks.open(blocks, "validation"), base, root / "x", [keep])
+            trainer.train()
+        return keep.gradient
+
+    whole, divided = gradient(1), gradient(parts)
+    assert float(whole.norm()) > 0
+    assert float((whole - divided).norm() / whole.norm()) < 1e-4
+
+
+def test_the_first_training_loss_is_the_mean_over_predicted_tokens(base: Path, blocks: Path, tmp_path: Path) -> None:
+    section = train_section(**FULL, batch_size=8, gradient_accumulation=2, max_steps=1)
+    with inside(tmp_path) as root:
+        trainer = build_trainer(section, Blocks.open(blocks, "train"), Blocks.open(blocks, "validation"), base, root / "x", [])
+        (batches,) = [trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 2, torch.device("cpu"))[0]]
+        model = load_model(base)
+        model.config.use_cache = False
+        sums = [validation_nll(model, batch, 0) for batch in batches]
+        trainer.train()
+    logged = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
+    assert logged == pytest.approx(sum(nll for nll, *_ in sums) / sum(count for _, count, *_ in sums), rel=1e-5)
+
+
+def test_frozen_weights_in_bf16_merge_into_the_originals(base: Path, blocks: Path, tmp_path: Path) -> None:
+    with inside(tmp_path) as root:
+        train(train_section(**LORA, base_precision="bf16"), blocks, base, root)
+    before, after = load_model(base).state_dict(), load_model(root / "trained").state_dict()
+    frozen = [name for name in before if not any(f"{target}." in name for target in family_of(base).lora_targets)]
+    assert frozen
+    assert all(torch.equal(before[name], after[name]) for name in frozen), "what was frozen leaves as it came, in fp32"
+    assert not all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_adapters_stay_in_fp32_beside_a_bf16_base(base: Path, blocks: Path, tmp_path: Path) -> None:
+    section = train_section(**LORA, base_precision="bf16")
+    with inside(tmp_path) as root:
+        trainer = build_trainer(section, Blocks.open(blocks, "train"), Blocks.open(blocks, "validation"), base, root / "x", [])
+    assert trainer.model is not None
+    kinds = {parameter.requires_grad: parameter.dtype for parameter in trainer.model.parameters()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
+
+
+def test_four_bits_need_cuda(base: Path) -> None:
+    section = train_section(**LORA, base_precision="nf4")
+    with pytest.raises(ProsemillError, match=r"`train.base_precision`: nf4 \(QLoRA\) needs a CUDA device.*set it to bf16"):
+        load_base(section, base, torch.device("cpu"))
+
+
+def test_targets_that_match_nothing_are_named_with_those_that_exist(base: Path, blocks: Path, tmp_path: Path) -> None:
+    section = train_section(lora={"targets": ["w_nothing"]})
+    target = family_of(base).lora_targets[0]
+    with inside(tmp_path), pytest.raises(ProsemillError, match=rf"`train.lora.targets`: .*'w_nothing'; choose from .*\b{target}\b"):
+        train(section, blocks, base, tmp_path)
+
+
+def test_muon_takes_the_hidden_matrices_and_comes_back_from_its_state(base: Path) -> None:
+    def step(model: Any, optimizer: MuonAndAdamW, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+    model = load_model(base)
+    optimizer = MuonAndAdamW(model, learning_rate=1e-3, weight_decay=0.1)
+    assert sorted(id(p) for group in optimizer.param_groups for p in group["params"]) == sorted(map(id, model.parameters()))
+    muon_group = optimizer.param_groups[0]
+    embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    assert muon_group["params"]
+    assert not embeddings & {id(parameter) for parameter in muon_group["params"]}
+    step(model, optimizer, 1)
+    copy = load_model(base)
+    copy.load_state_dict(model.state_dict())
+    restored = MuonAndAdamW(copy, learning_rate=9.0, weight_decay=0.0)
+    restored.load_state_dict(copy_of(optimizer.state_dict()))
+    step(model, optimizer, 2)
+    step(copy, restored, 2)
+    for one, other in zip(model.parameters(), copy.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -7,16 +7,22 @@ import sys
 import time
 from pathlib import Path
 
-from prosemill.corpus import build_corpus
+import pytest
+
+from prosemill.corpus import build_corpus, pieces
 from prosemill.workspace import CORPUS, SHARD_WORK, SPLITS
+from tests.corpus import killing
 from tests.corpus.corpora import download, files, tree_digests, write_texts
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_a_kill_at_any_point_of_the_disks_order_costs_nothing(workspace: Path) -> None:
-    write_texts(workspace / "texts", {f"{index}.txt": f"text {index % 25}" for index in range(30)})
-    build_corpus(download(files(max_documents=20)), CORPUS)
+def test_a_kill_at_any_point_of_the_disks_order_costs_nothing(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "UNIT_BYTES", killing.UNIT_BYTES)
+    texts: dict[str, str | bytes] = {f"{index}.txt": f"text {index % 25}" for index in range(30)}
+    write_texts(workspace / "texts", texts | {"near.txt": "Text 7!", "train/holds.txt": "It says: a b c d e f.", "test/held.txt": "a b c d e"})
+    metrics = build_corpus(killing.killed_section(), CORPUS)
+    assert metrics["num_near_duplicates"] == metrics["num_contaminated"] == 1
     expected = workspace / "expected.json"
     expected.write_text(json.dumps(tree_digests(CORPUS)))
     command = [sys.executable, "-m", "tests.corpus.killing", str(expected)]
@@ -27,7 +33,8 @@ def test_a_kill_at_any_point_of_the_disks_order_costs_nothing(workspace: Path) -
 
 
 BUILD = """
-from prosemill.corpus import build_corpus
+from prosemill.corpus import build_corpus, pieces
+from tests.corpus import killing
 from tests.corpus.corpora import download, files
 from prosemill.workspace import CORPUS
 if __name__ == "__main__":

@@ -18,19 +18,19 @@ from typing import Any
 
 import pyarrow
 
-from prosemill.corpus import build_corpus, pieces
-from prosemill.params import Download
+from prosemill.corpus import build_corpus
 from prosemill.corpus.near_duplicates import signature
+from prosemill.params import Download
 from prosemill.workspace import CORPUS, SHARD_WORK
 from tests.corpus.corpora import download, files, tree_digests
 
-UNIT_BYTES = 120
 POINTS = ((os, "fsync"), (os, "replace"), (os, "link"), (os, "unlink"), (shutil, "rmtree"))
 
 
 def killed_section() -> Download:
-    """Three units, near-duplicates and contamination."""
-    return download(files("texts", max_documents=31), test_share=0.3, near_duplicate_threshold=0.8, contamination_words=5)
+    """One unit, and something for every step to find."""
+    corpus = files("texts", max_documents=31)
+    return download(corpus, num_shards=1, test_share=0.3, near_duplicate_threshold=0.8, contamination_words=5)
 
 
 def leftovers() -> list[Path]:
@@ -76,7 +76,6 @@ def arm(kill_at: int) -> None:
 def main() -> None:
     pyarrow.array([""])  # imports what each child would import again
     signature(b"")
-    pieces.UNIT_BYTES = UNIT_BYTES
     expected = json.loads(Path(sys.argv[1]).read_text())
     point = 1
     while not build(point):

@@ -99,6 +99,8 @@ def _colliding(keys: Hashes, roots: Places) -> Iterator[tuple[Places, Places]]:
     """Pairs to compare, in rounds: the first document of each key with all others; then, without it and those it was joined to, again."""
     by_key = numpy.argsort(keys, kind="stable")
     by_key = by_key[numpy.searchsorted(keys, NO_KEY, side="right", sorter=by_key) :]
+    is_like_last = keys[by_key][1:] == keys[by_key][:-1]
+    by_key = by_key[numpy.append(is_like_last, False)[: len(by_key)] | numpy.append(False, is_like_last)[: len(by_key)]]  # few, mostly
     for _ in range(MAX_HEADS):
         starts = numpy.append(True, keys[by_key][1:] != keys[by_key][:-1])[: len(by_key)]
         heads = by_key[numpy.flatnonzero(starts)[numpy.cumsum(starts) - 1]]

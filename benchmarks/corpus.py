@@ -136,7 +136,8 @@ def make_workspace(root: Path, source: Path, gigabytes: float) -> None:
         for seed in range(number)
     ]
     run_shards("benchmark-text", write_file, tasks, config={}, output=root / "texts")
-    shutil.rmtree(root / SHARD_WORK)  # hard links would keep the disk full when a stage frees it
+    shutil.rmtree(root / SHARD_WORK)
+    (root / "texts" / MANIFEST).unlink()  # its name ends like a text's
     corpus = FilesCorpus(source="files", root="texts")
     download = Download(corpus=corpus, model=ScratchModel(source="scratch"), num_shards=NUM_SHARDS)
     sections = {"download": download, "tokenize": Tokenize(), "group": Group()}

@@ -85,7 +85,7 @@ def _hashes(words: list[str], num_words: int) -> Hashes:
     return mix((sums[ends] - sums[starts]) * inverses[starts])
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=WINDOW_BYTES.bit_length())  # one for each size of a text
 def _powers(num_bits: int) -> tuple[Hashes, Hashes]:
     """The powers 1 … of the base, and of its inverse, modulo 2^64: 2^num_bits + 1 of each."""
     number = (1 << num_bits) + 1

@@ -1,6 +1,6 @@
 """All measurements, one after the other: `make bench`, or `python -m benchmarks`."""
 
-from benchmarks import pipeline, startup, tokens
+from benchmarks import corpus, pipeline, startup, tokens
 
 
 def main() -> None:
@@ -8,6 +8,7 @@ def main() -> None:
     startup.main()
     tokens.main()
     pipeline.main()
+    corpus.main()
 
 
 if __name__ == "__main__":

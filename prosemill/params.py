@@ -211,6 +211,10 @@ class Download:
     """Share of the documents for validation, where the corpus has no split of its own."""
     test_share: Share = 0.02
     """Share of the documents for the test, where the corpus has no split of its own."""
+    near_duplicate_threshold: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.8
+    """Jaccard similarity (of runs of five words) from which on only the first of two documents stays; null keeps near-duplicates."""
+    contamination_words: Count | None = 13
+    """A training document that holds so many words of an evaluation document in a row is dropped (GPT-3: 13); null to keep them."""
 
     def __post_init__(self) -> None:
         if self.validation_share + self.test_share >= 1.0:

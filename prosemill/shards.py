@@ -138,18 +138,40 @@ def run_shards(
         ProsemillError: the stage runs already in this workspace, or the system ended a worker.
         OSError: the disk is full; `filename` says where.
     """
+    with alone(stage):
+        scratch, rows = _finish_in_scratch(stage, work, tasks, config, measure)
+        _publish(rows, scratch, output)
+    return rows
+
+
+def finish_shards(
+    stage: str, work: Work[AnyTask], tasks: Sequence[AnyTask], *, config: Row, measure: str | None = None
+) -> tuple[Path, list[Row]]:
+    """The same for a pass inside a stage, whose files nobody else reads.
+
+    Returns:
+        The folder that holds the tasks' files, for the caller to delete when the stage is done, and the rows as of `run_shards`.
+
+    Raises:
+        ProsemillError, OSError: as `run_shards`.
+    """
+    with alone(stage):
+        return _finish_in_scratch(stage, work, tasks, config, measure)
+
+
+def _finish_in_scratch(
+    stage: str, work: Work[AnyTask], tasks: Sequence[AnyTask], config: Row, measure: str | None
+) -> tuple[Path, list[Row]]:
     config_digest = sha256_of_value(config)
     plan = sorted([list(task.outputs), list(task.inputs)] for task in tasks)
     code = sha256_of_tree([Path(__file__).parent])
     scratch = SHARD_WORK / f"{stage}-{sha256_of_value([config_digest, plan, code])[:16]}"
-    with alone(stage):
-        _delete_stale(stage, scratch)
-        try:
-            rows = _finish_all(stage, partial(_finish_task, work, scratch, config_digest), tasks, measure)
-        finally:
-            _delete_parts(scratch)  # of workers that were ended: a full disk gets its space back
-        _publish(rows, scratch, output)
-    return rows
+    _delete_stale(stage, scratch)
+    try:
+        rows = _finish_all(stage, partial(_finish_task, work, scratch, config_digest), tasks, measure)
+    finally:
+        _delete_parts(scratch)  # of workers that were ended: a full disk gets its space back
+    return scratch, rows
 
 
 def read_manifest(folder: Path) -> list[Row]:

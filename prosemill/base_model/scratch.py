@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 BATCH_ROWS = 256
+SAMPLE_BYTES = 64 << 20
+"""Text that the tokenizer is trained on, at most: its memory and time grow with the number of different words, which never ends."""
+
 BYTE_LEVEL_TOKENS = 257  # every byte and the end of text
 
 
 def write_scratch_model(model: ScratchModel, corpus: Path, folder: Path) -> dict[str, Any]:
-    """Train the tokenizer on the corpus's train split, draw the weights, write both, and return the model's metrics.
+    """Train the tokenizer on the beginning of the corpus's train split, draw the weights, write both, and return the model's metrics.
 
     Raises:
         ProsemillError: the family is not supported or has no model of this shape, or the train split has no text.
@@ -64,10 +67,14 @@ def train_tokenizer(vocabulary_size: int, texts: Iterator[list[str]]) -> "PreTra
 
 
 def _texts(corpus: Path) -> Iterator[list[str]]:
-    """The train split's texts in batches, in the order of the shards."""
+    """The first `SAMPLE_BYTES` or so of the train split, in batches: a fair sample, as shards are in the order of a stable hash."""
     from pyarrow import parquet
 
+    num_left = SAMPLE_BYTES
     for path in sorted((corpus / "train").glob("*.parquet")):
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=["text"], use_threads=False):
+                if num_left <= 0:
+                    return
+                num_left -= batch.nbytes
                 yield batch.column("text").to_pylist()

@@ -1,49 +1,67 @@
-"""From a section of params to `data/corpus`: chooses the source, runs both passes, writes SOURCE.json, adds up the metrics."""
+"""From a section of params to `data/corpus`: chooses the source, runs the passes, writes SOURCE.json, adds up the metrics."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prosemill.corpus.contamination import Contamination, find_contaminated, write_evaluation_runs
 from prosemill.corpus.document import Source
 from prosemill.corpus.files import FilesSource
 from prosemill.corpus.hub import open_hub
-from prosemill.corpus.partition import FORMAT, Partition, read_or_make_partition, remove_partition
+from prosemill.corpus.parquet import UNPACKED
+from prosemill.corpus.plan import DROPPED, Splits, drop_near, plan_splits
 from prosemill.corpus.python_source import PythonSource
 from prosemill.corpus.shard import ShardTask, write_shard
 from prosemill.corpus.splits import SplitRule
+from prosemill.corpus.units import FORMAT, Store, read_units
 from prosemill.corpus.wheel import WheelSource
-from prosemill.digests import sha256_of_value
+from prosemill.digests import sha256_of_file
 from prosemill.params import Corpus, Download, FilesCorpus, HubCorpus, PythonSourceCorpus, WheelCorpus, as_plain
 from prosemill.shards import Row, alone, rows_of_split, run_shards, write_durably
-from prosemill.workspace import SPLITS
+from prosemill.workspace import SHARD_WORK, SPLITS
 
 SOURCE_FILE = "SOURCE.json"
 
 
 def build_corpus(section: Download, output: Path) -> dict[str, Any]:
-    """Read the corpus, drop empty documents and exact duplicates, split it, and write it as Parquet.
+    """Read the corpus, drop what is empty, there twice or evaluation text in the train split, split it, and write it as Parquet.
 
     A killed call goes on where it stopped, and the bytes written do not depend on the number of workers, the machine or the kill.
 
     Args:
-        section: Params; `corpus`, `num_shards`, `validation_share` and `test_share` count here.
+        section: Params; all but `model` counts here.
         output: Folder that is made anew: `<split>/shard-00000.parquet` …, MANIFEST.jsonl, SOURCE.json.
 
     Returns:
-        By split `num_documents` and `num_text_bytes`; then their sums and the counts of all that was dropped.
+        `name`; by split `num_documents` and `num_text_bytes`; then their sums, the counts of all that was dropped, and
+        `num_evaluation_documents_in_training`, whose text the dropped `num_contaminated` documents hold.
 
     Raises:
         ProsemillError: a file is broken, not text or outside its root, nothing is found, or the network fails.
     """
-    source = open_source(section.corpus)
-    fingerprint = sha256_of_value([FORMAT, as_plain(section.corpus), section.num_shards, source.state()])[:16]
     with alone("corpus"):
-        partition = read_or_make_partition(source, fingerprint, num_shards=section.num_shards, max_documents=section.corpus.max_documents)
-        rows = _write_shards(partition, section, output)
-        facts = {**partition.facts, "official_splits": partition.official}
+        scratch = _empty_scratch()
+        source = open_source(section.corpus)
+        rule = SplitRule(validation_share=section.validation_share, test_share=section.test_share, official=frozenset())
+        store = read_units(
+            source,
+            about=as_plain(section.corpus),
+            num_shards=section.num_shards,
+            rule=rule,
+            near_duplicate_threshold=section.near_duplicate_threshold,
+            contamination_words=section.contamination_words,
+        )
+        rule = replace(rule, official=frozenset(store.official))
+        splits, dropped = plan_splits(store, rule, section.corpus.max_documents)
+        dropped["num_near_duplicates"] = drop_near(store, splits, section.near_duplicate_threshold)
+        dropped |= _drop_contaminated(store, splits, section.contamination_words, scratch / "runs")
+        rows = _write_shards(store, splits, scratch / "splits", output)
+        facts = {**source.facts(store.documents_sha256), "official_splits": store.official}
         write_durably(output / SOURCE_FILE, json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-        remove_partition(partition)
-    return _metrics(rows, partition)
+        _free_disk(store, scratch)
+    return {"name": section.corpus.name, **_metrics(rows, {**store.dropped, **dropped})}
 
 
 def open_source(corpus: Corpus) -> Source:
@@ -59,34 +77,56 @@ def open_source(corpus: Corpus) -> Source:
             return open_hub(corpus)
 
 
-def _write_shards(partition: Partition, section: Download, output: Path) -> list[Row]:
+def _empty_scratch() -> Path:
+    """A folder for what the passes tell each other, made anew; also removes files that a killed run unpacked."""
+    scratch = SHARD_WORK / "corpus-plan"
+    for stale in (scratch, *SHARD_WORK.glob(f"{UNPACKED}*")):
+        shutil.rmtree(stale, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    return scratch
+
+
+def _free_disk(store: Store, scratch: Path) -> None:
+    """Remove the passes' files once the corpus is written."""
+    for folder in (scratch, *SHARD_WORK.glob("check-*"), store.folder):
+        shutil.rmtree(folder)
+
+
+def _drop_contaminated(store: Store, splits: Splits, num_words: int | None, runs: Path) -> dict[str, int]:
+    """Mark training documents that hold evaluation text as dropped; the counts by metric name."""
+    found: Contamination | None = None
+    if num_words is not None and write_evaluation_runs(store, splits, runs):
+        found = find_contaminated(store, splits, runs, num_words)
+        splits[found.documents] = DROPPED
+    return {
+        "num_contaminated": len(found.documents) if found else 0,
+        "num_evaluation_documents_in_training": found.num_evaluation_documents if found else 0,
+    }
+
+
+def _write_shards(store: Store, splits: Splits, path: Path, output: Path) -> list[Row]:
     """The second pass; returns the manifest's rows."""
-    rule = SplitRule(validation_share=section.validation_share, test_share=section.test_share, official=frozenset(partition.official))
+    splits.tofile(path)
+    inputs = (store.texts_sha256, sha256_of_file(path))
     tasks = [
         ShardTask(
             outputs=tuple(f"{split}/shard-{index:05}.parquet" for split in SPLITS),
-            inputs=(digest,),
-            path=partition.path(index),
-            rule=rule,
-            limit=partition.limit,
+            inputs=inputs,
+            index=index,
+            num_shards=store.num_shards,
+            units=tuple(store.path(unit, "texts").with_suffix("") for unit in range(len(store.rows))),
+            starts=tuple(store.starts),
+            splits=path,
         )
-        for index, digest in enumerate(partition.digests)
+        for index in range(store.num_shards)
     ]
-    config = {
-        "format": FORMAT,
-        "validation_share": section.validation_share,
-        "test_share": section.test_share,
-        "official_splits": partition.official,
-        "limit": partition.limit,
-    }
-    return run_shards("download", write_shard, tasks, config=config, output=output, measure="num_documents")
+    return run_shards("download", write_shard, tasks, config={"format": FORMAT}, output=output, measure="num_documents")
 
 
-def _metrics(rows: list[Row], partition: Partition) -> dict[str, Any]:
+def _metrics(rows: list[Row], dropped: dict[str, int]) -> dict[str, Any]:
     def total(chosen: list[Row], fact: str) -> int:
         return sum(int(row[fact]) for row in chosen)
 
     counts = ("num_documents", "num_text_bytes")
     by_split = {split: {count: total(rows_of_split(rows, split), count) for count in counts} for split in SPLITS}
-    sums = {count: total(rows, count) for count in (*counts, "num_exact_duplicates")}
-    return {**by_split, **sums, **partition.dropped}
+    return {**by_split, **{count: total(rows, count) for count in counts}, **dropped}

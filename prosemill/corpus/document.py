@@ -4,7 +4,7 @@ document = Document(document_id="notes/a.txt", text=b"Hello", source="notes/a.tx
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,24 +34,27 @@ class Document:
     """The split (one of `workspace.SPLITS`) that the source puts it in, if any."""
 
 
-class Source(Protocol):
-    """Where documents come from. Making one fetches or lists what it will read, and refuses what it may not."""
-
-    num_bytes: int
-    """Size of what will be read, for the progress bar."""
-    dropped: Counter[str]
-    """Counts of what was left out, by metric name; complete once `documents` was read through."""
+class Unit(Protocol):
+    """A part of a source that one worker reads at a time, about `pieces.UNIT_BYTES` of it. Must pickle."""
 
     def state(self) -> object:
         """A plain value that changes whenever the documents may have changed."""
         ...
 
-    def documents(self, advance: Callable[[int], object]) -> Iterator[Document]:
-        """Read everything once, in a fixed order and in constant memory; tell `advance` of the bytes read."""
+    def documents(self, dropped: Counter[str]) -> Iterator[Document]:
+        """Read the unit once, in its order and in constant memory; count in `dropped`, by metric name, what is left out."""
         ...
 
-    def facts(self) -> dict[str, Any]:
-        """What SOURCE.json says of the source; complete once `documents` was read through."""
+
+class Source(Protocol):
+    """Where documents come from. Making one lists what it will read, and refuses what it may not."""
+
+    def units(self) -> Sequence[Unit]:
+        """All units, in the source's order. Their borders depend on the source alone."""
+        ...
+
+    def facts(self, documents_sha256: str) -> dict[str, Any]:
+        """What SOURCE.json says of the source, given the digest of all its documents as they were read."""
         ...
 
 
@@ -63,7 +66,7 @@ def has_text(data: bytes) -> bool:
     """
     found, start = False, 0
     while start < len(data):
-        end = _character_border(data, start + CHECK_BYTES)
+        end = character_border(data, start + CHECK_BYTES)
         try:
             found = not data[start:end].decode("utf-8").isspace() or found
         except UnicodeDecodeError as error:
@@ -104,7 +107,7 @@ def refuse_long(num_bytes: int, where: str) -> None:
         raise ProsemillError(f"{where} has more than {MAX_DOCUMENT_BYTES >> 20} MiB, too many for one document; cut it into several")
 
 
-def _character_border(data: bytes, position: int) -> int:
+def character_border(data: bytes, position: int) -> int:
     """The last border between two characters at or before the position; the position itself where there is none nearby."""
     if position >= len(data):
         return len(data)

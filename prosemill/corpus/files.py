@@ -3,32 +3,26 @@
     source = FilesSource(FilesCorpus(source="files", root="texts"))
 
 Ids: a file's path below the root; a row's own `document_id` or `id`, else the path with `#` and the line (from 1) or Parquet row (from 0).
-Text is kept byte for byte; only a byte-order mark at a file's start is dropped, and counted.
+In WikiText's format an article is a document. Text is kept byte for byte; only a byte-order mark at a file's start is dropped, and counted.
 """
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from prosemill.corpus.document import BYTE_ORDER_MARK, MAX_DOCUMENT_BYTES, Document, refuse_long, refuse_wrong_bytes
+from prosemill.corpus.document import BYTE_ORDER_MARK, MAX_DOCUMENT_BYTES, Document, Unit, refuse_long, refuse_wrong_bytes
 from prosemill.corpus.folder import list_files, open_regular, real_folder
-from prosemill.corpus.parquet import parquet_rows
+from prosemill.corpus.parquet import Part, parquet_rows
+from prosemill.corpus.pieces import JSON_LINES, PARQUET, Piece, join_pieces, pieces_of, whole_pieces
 from prosemill.corpus.rows import id_of, kind_of, label_of, text_of
 from prosemill.corpus.splits import official_split
-from prosemill.digests import sha256_of_file, sha256_of_value
 from prosemill.errors import ProsemillError
 from prosemill.params import FilesCorpus
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
-
-JSON_LINES = (".jsonl", ".ndjson")
-PARQUET = (".parquet",)
-
-Advance = Callable[[int], object]
+from prosemill.wikitext import articles
 
 
 class FilesSource:
@@ -41,102 +35,133 @@ class FilesSource:
         if not self._names:
             patterns = ", ".join(corpus.patterns) or "the empty list of patterns"
             raise ProsemillError(f"`download.corpus.patterns`: no file below {corpus.root} matches {patterns}; correct root or patterns")
-        self._digests: list[list[str]] = []
-        self.dropped: Counter[str] = Counter(num_byte_order_marks=0)
-        self.num_bytes = sum((self._root / name).stat().st_size for name in self._names)
 
-    def state(self) -> object:
-        """Names, sizes and times of change of the files."""
-        return file_states(self._root, self._names)
+    def units(self) -> Sequence[Unit]:
+        """Parts of large files, and small files joined."""
+        cut = whole_pieces if self._corpus.format == "wikitext" else pieces_of
+        pieces = (piece for name in self._names for piece in cut(self._root, name, _where(self._corpus, name)))
+        return [FilesUnit(self._corpus, self._root, joined) for joined in join_pieces(pieces)]
 
-    def documents(self, advance: Advance) -> Iterator[Document]:
-        """Every file's documents."""
-        for name in self._names:
-            digest = hashlib.sha256()
-            yield from self._read(name, digest, advance)
-            self._digests.append([name.as_posix(), digest.hexdigest()])
-
-    def facts(self) -> dict[str, Any]:
-        """The digest of all files, and the licence that params give."""
+    def facts(self, documents_sha256: str) -> dict[str, Any]:
+        """The digest of all documents, and the licence that params give."""
         return {
             "source": "files",
             "patterns": list(self._corpus.patterns),
             "num_files": len(self._names),
-            "sha256": sha256_of_value(self._digests),
+            "sha256": documents_sha256,
             "license": self._corpus.license,
             "attribution": self._corpus.attribution,
         }
 
-    def _read(self, name: PurePosixPath, digest: "_Hash", advance: Advance) -> Iterator[Document]:
-        suffix = name.suffix.lower()
-        if suffix in PARQUET:
-            yield from self._read_parquet(name, digest, advance)
-        elif suffix in JSON_LINES:
-            yield from self._read_json_lines(name, digest, advance)
-        elif suffix == ".json":
-            raise ProsemillError(f"{self._where(name)} is JSON, which is not read: save it as JSON Lines (.jsonl), one object a line")
-        else:
-            yield self._read_text(name, digest, advance)
 
-    def _read_text(self, name: PurePosixPath, digest: "_Hash", advance: Advance) -> Document:
-        where = self._where(name)
-        with open_regular(self._root / name) as file:
+@dataclass(frozen=True)
+class FilesUnit:
+    """Some files, or a part of one."""
+
+    corpus: FilesCorpus
+    root: Path
+    pieces: tuple[Piece, ...]
+
+    def state(self) -> object:
+        """Names, sizes and times of change of the files, and the part."""
+        return [piece.state() for piece in self.pieces]
+
+    def documents(self, dropped: Counter[str]) -> Iterator[Document]:
+        """Every piece's documents."""
+        dropped["num_byte_order_marks"] += 0
+        for piece in self.pieces:
+            suffix = piece.name.suffix.lower()
+            if suffix in PARQUET:
+                yield from self._read_parquet(piece)
+            elif suffix in JSON_LINES:
+                yield from self._read_json_lines(piece, dropped)
+            elif suffix == ".json":
+                where = _where(self.corpus, piece.name)
+                raise ProsemillError(f"{where} is JSON, which is not read: save it as JSON Lines (.jsonl), one object a line")
+            elif self.corpus.format == "wikitext":
+                yield from self._read_articles(piece)
+            else:
+                yield self._read_text(piece, dropped)
+
+    def _read_text(self, piece: Piece, dropped: Counter[str]) -> Document:
+        where, name = _where(self.corpus, piece.name), piece.name
+        with open_regular(self.root / name) as file:
             data = file.read(MAX_DOCUMENT_BYTES + 1)
         refuse_long(len(data), where)
         refuse_wrong_bytes(data, where)
-        digest.update(data)
-        advance(len(data))
-        text = self._without_mark(data)
+        text = _without_mark(data, dropped)
         return Document(document_id=name.as_posix(), text=text, source=name.as_posix(), official_split=official_split(name))
 
-    def _read_json_lines(self, name: PurePosixPath, digest: "_Hash", advance: Advance) -> Iterator[Document]:
-        file_name, source, split = self._where(name), name.as_posix(), official_split(name)
-        offset = number = 0
-        with open_regular(self._root / name) as file:
-            while line := file.readline(MAX_DOCUMENT_BYTES + 1):
+    def _read_articles(self, piece: Piece) -> Iterator[Document]:
+        where, name = _where(self.corpus, piece.name), piece.name.as_posix()
+        with open_regular(self.root / piece.name) as file:
+            lines = iter(partial(file.readline, MAX_DOCUMENT_BYTES + 1), b"")
+            yield from articles_as_documents(lines, name=name, split=official_split(piece.name), where=where)
+
+    def _read_json_lines(self, piece: Piece, dropped: Counter[str]) -> Iterator[Document]:
+        file_name, source, split = _where(self.corpus, piece.name), piece.name.as_posix(), official_split(piece.name)
+        offset, number = piece.start, piece.first_row
+        with open_regular(self.root / piece.name) as file:
+            file.seek(offset)
+            while offset != piece.stop and (line := file.readline(MAX_DOCUMENT_BYTES + 1)):
                 number += 1
                 where = f"{file_name} line {number}"
                 refuse_long(len(line), where)
                 refuse_wrong_bytes(line, file_name, offset)
-                digest.update(line)
-                row = self._without_mark(line) if offset == 0 else line
+                row = _without_mark(line, dropped) if offset == 0 else line
                 offset += len(line)
                 if row and not row.isspace():
                     fields = _parse(row, where)
                     yield Document(
                         document_id=id_of(fields, f"{source}#{number}", where),
-                        text=text_of(fields, self._corpus.text_key, where),
+                        text=text_of(fields, self.corpus.text_key, where),
                         source=source,
-                        label=label_of(fields, self._corpus.label_key, where),
+                        label=label_of(fields, self.corpus.label_key, where),
                         official_split=split,
                     )
-                advance(len(line))
 
-    def _read_parquet(self, name: PurePosixPath, digest: "_Hash", advance: Advance) -> Iterator[Document]:
-        path = self._root / name
+    def _read_parquet(self, piece: Piece) -> Iterator[Document]:
+        path, name = self.root / piece.name, piece.name
         open_regular(path).close()
-        digest.update(sha256_of_file(path).encode())
         split = official_split(name)
-        for row in parquet_rows(path, where=self._where(name), text_key=self._corpus.text_key, label_key=self._corpus.label_key):
+        corpus, where = self.corpus, _where(self.corpus, name)
+        rows = parquet_rows(path, where=where, text_key=corpus.text_key, label_key=corpus.label_key, part=part_of(piece))
+        if corpus.format == "wikitext":
+            yield from articles_as_documents((row.text for row in rows), name=name.as_posix(), split=split, where=where)
+            return
+        for row in rows:
             document_id = row.own_id or f"{name.as_posix()}#{row.index}"
             yield Document(document_id=document_id, text=row.text, source=name.as_posix(), label=row.label, official_split=split)
-        advance(path.stat().st_size)
-
-    def _without_mark(self, data: bytes) -> bytes:
-        if data.startswith(BYTE_ORDER_MARK):
-            self.dropped["num_byte_order_marks"] += 1
-            return data[len(BYTE_ORDER_MARK) :]
-        return data
-
-    def _where(self, name: PurePosixPath) -> str:
-        """The file as the user would name it."""
-        return str(Path(self._corpus.root) / name)
 
 
-def file_states(root: Path, names: list[PurePosixPath]) -> list[list[object]]:
-    """Name, size in bytes and time of change of each file: equal states mean unchanged files, as in DVC."""
-    stats = [(name.as_posix(), (root / name).stat()) for name in names]
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+def articles_as_documents(lines: Iterable[bytes], *, name: str, split: str | None, where: str) -> Iterator[Document]:
+    """WikiText's articles: the title is the label, and the id the file's name with `#` and the article's number (from 0).
+
+    Raises:
+        ProsemillError: an article is not UTF-8, or longer than a document may be.
+    """
+    offset = 0
+    for number, (title, text) in enumerate(articles(lines, partial(refuse_long, where=f"{where}, an article"))):
+        refuse_wrong_bytes(text, where, offset)
+        offset += len(text)
+        yield Document(document_id=f"{name}#{number}", text=text, source=name, label=title or None, official_split=split)
+
+
+def part_of(piece: Piece) -> Part | None:
+    """The row groups that a piece of a Parquet file means; None for a whole file."""
+    return None if piece.stop is None else Part(piece.start, piece.stop, piece.first_row, piece.num_bytes)
+
+
+def _without_mark(data: bytes, dropped: Counter[str]) -> bytes:
+    if data.startswith(BYTE_ORDER_MARK):
+        dropped["num_byte_order_marks"] += 1
+        return data[len(BYTE_ORDER_MARK) :]
+    return data
+
+
+def _where(corpus: FilesCorpus, name: PurePosixPath) -> str:
+    """The file as the user would name it."""
+    return str(Path(corpus.root) / name)
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:

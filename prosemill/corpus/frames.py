@@ -16,9 +16,12 @@ def frame(header: list[Any], text: bytes) -> tuple[bytes, bytes, bytes]:
     return json.dumps([len(text), *header]).encode() + b"\n", text, b"\n"
 
 
-def frame_headers(file: BinaryIO) -> Iterator[tuple[list[Any], int, int]]:
-    """Each record's header with the offset and size of its text. The consumer may move the file's position in between."""
-    while line := file.readline():
+def frame_headers(file: BinaryIO, stop: int | None = None) -> Iterator[tuple[list[Any], int, int]]:
+    """Each record's header with the offset and size of its text, from the file's position up to `stop`, where a record ends, or to its end.
+
+    The consumer may move the file's position in between.
+    """
+    while file.tell() != stop and (line := file.readline()):
         size, *header = json.loads(line)
         offset = file.tell()
         yield header, offset, size

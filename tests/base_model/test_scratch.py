@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from prosemill.base_model import build_base_model
+from prosemill.base_model import build_base_model, scratch
 from prosemill.errors import ProsemillError
 from prosemill.params import Download
 from prosemill.pretrained import end_of_text_id, load_model, load_tokenizer
@@ -54,6 +54,19 @@ def test_it_has_the_size_that_params_say(corpus: Path) -> None:
         "num_bytes_without_token": 0,
     }
     assert (model.config.num_hidden_layers, model.config.hidden_size, model.config.num_attention_heads) == (1, 32, 2)
+
+
+def test_the_tokenizer_is_trained_on_the_beginning_of_a_large_corpus(
+    corpus: Path, prose: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_base_model(section(), corpus, OUTPUT)
+    whole = digests()
+    monkeypatch.setattr(scratch, "SAMPLE_BYTES", sum(len(text.encode()) for text in prose[:20]))
+    build_base_model(section(), corpus, OUTPUT)
+    beginning = digests()
+    write_split(corpus.parent / "other", "train", [prose[:20]])
+    build_base_model(section(), corpus.parent / "other", OUTPUT)
+    assert digests() == beginning != whole
 
 
 def test_it_begins_near_the_uniform_loss(corpus: Path) -> None:

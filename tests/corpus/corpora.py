@@ -31,8 +31,23 @@ def files(root: str = "texts", **settings: Any) -> FilesCorpus:
     return FilesCorpus(source="files", name="texts", root=root, **settings)
 
 
-def download(corpus: Corpus, *, num_shards: int = 2, **settings: Any) -> Download:
-    return Download(corpus=corpus, model=ScratchModel(source="scratch", name="tiny"), num_shards=num_shards, **settings)
+def download(
+    corpus: Corpus,
+    *,
+    num_shards: int = 2,
+    near_duplicate_threshold: float | None = None,
+    contamination_words: int | None = None,
+    **settings: Any,
+) -> Download:
+    """A section that keeps what is alike, as the texts of tests often are; those about likeness set the two keys."""
+    return Download(
+        corpus=corpus,
+        model=ScratchModel(source="scratch", name="tiny"),
+        num_shards=num_shards,
+        near_duplicate_threshold=near_duplicate_threshold,
+        contamination_words=contamination_words,
+        **settings,
+    )
 
 
 def write_texts(root: Path, texts: dict[str, str | bytes]) -> None:

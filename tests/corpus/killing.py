@@ -19,10 +19,23 @@ from typing import Any
 import pyarrow
 
 from prosemill.corpus import build_corpus
+from prosemill.corpus.near_duplicates import signature
+from prosemill.params import Download
 from prosemill.workspace import CORPUS, SHARD_WORK
 from tests.corpus.corpora import download, files, tree_digests
 
 POINTS = ((os, "fsync"), (os, "replace"), (os, "link"), (os, "unlink"), (shutil, "rmtree"))
+
+
+def killed_section() -> Download:
+    """One unit, and something for every step to find."""
+    corpus = files("texts", max_documents=31)
+    return download(corpus, num_shards=1, test_share=0.3, near_duplicate_threshold=0.8, contamination_words=5)
+
+
+def leftovers() -> list[Path]:
+    """What a finished build must have deleted."""
+    return [path for kind in ("read", "check", "unpacked", "corpus") for path in SHARD_WORK.glob(f"{kind}-*")]
 
 
 def build(kill_at: int | None) -> bool:
@@ -32,7 +45,7 @@ def build(kill_at: int | None) -> bool:
         os.fsync = no_sync
         if kill_at is not None:
             arm(kill_at)
-        build_corpus(download(files("texts", max_documents=20)), CORPUS)
+        build_corpus(killed_section(), CORPUS)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
@@ -62,12 +75,13 @@ def arm(kill_at: int) -> None:
 
 def main() -> None:
     pyarrow.array([""])  # imports what each child would import again
+    signature(b"")
     expected = json.loads(Path(sys.argv[1]).read_text())
     point = 1
     while not build(point):
         assert build(None), point
         assert tree_digests(CORPUS) == expected, point
-        assert not list(SHARD_WORK.glob("partition-*")), point
+        assert leftovers() == [], point
         for folder in (CORPUS, SHARD_WORK):
             shutil.rmtree(folder)
         point += 1

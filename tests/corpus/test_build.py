@@ -12,9 +12,10 @@ from prosemill.corpus.shard import ROW_GROUP_DOCUMENTS
 from prosemill.digests import sha256_of_file, stable_share
 from prosemill.errors import ProsemillError
 from prosemill.shards import read_manifest
-from prosemill.workspace import CORPUS, SHARD_WORK, SPLITS
+from prosemill.workspace import CORPUS, SPLITS
 from tests.conftest import write_json_lines
 from tests.corpus.corpora import download, files, read_corpus, tree_digests, write_texts
+from tests.corpus.killing import leftovers
 
 TEXTS = {
     "one character": "x",
@@ -90,7 +91,7 @@ def test_the_output_keeps_its_contract(workspace: Path) -> None:
     assert (metrics["num_exact_duplicates"], metrics["num_empty"], metrics["num_over_limit"]) == (1, 0, 0)
     source = json.loads((CORPUS / "SOURCE.json").read_text())
     assert (source["source"], source["license"], source["attribution"], source["num_files"]) == ("files", "CC0-1.0", "me", 61)
-    assert not list(SHARD_WORK.glob("partition-*"))
+    assert leftovers() == []
 
 
 def test_row_groups_are_bounded_and_texts_stay_with_their_ids(workspace: Path) -> None:
@@ -268,7 +269,7 @@ def test_a_failed_build_leaves_nothing_that_the_next_one_trusts(workspace: Path)
     write_texts(workspace / "texts", {"a.txt": "fine", "z.txt": b"\xff"})
     with pytest.raises(ProsemillError, match="not UTF-8"):
         build_corpus(download(files()), CORPUS)
-    assert not list(SHARD_WORK.glob("partition-*"))
     write_texts(workspace / "texts", {"z.txt": "mended"})
     build_corpus(download(files()), CORPUS)
     assert {built.text for built in read_corpus(CORPUS).values()} == {"fine", "mended"}
+    assert leftovers() == []

@@ -69,7 +69,7 @@ def hostile(workspace: Path, match: str) -> None:
     with pytest.raises(ProsemillError, match=match) as caught:
         rows_of(workspace / "a.parquet")
     assert "\n" not in str(caught.value)
-    assert not list(Path(".shards").glob("partition-unpacked-*"))
+    assert not list(Path(".shards").glob("unpacked-*"))
 
 
 def test_missing_and_wrong_columns_are_named(workspace: Path) -> None:

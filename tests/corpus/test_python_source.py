@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 
 from prosemill.corpus import build_corpus
@@ -36,5 +37,7 @@ def test_what_is_not_of_the_library_is_left_out(tmp_path: Path) -> None:
     write_texts(tmp_path, {"secret.py": "7"})
     (tmp_path / "library" / "link.py").symlink_to("../secret.py")
     source = PythonSource(PythonSourceCorpus(source="python-source", name="python"), tmp_path / "library")
-    assert [document.document_id for document in source.documents(lambda _: None)] == ["a.py", "json/b.py"]
-    assert source.dropped == {"num_not_utf8": 1}
+    dropped: Counter[str] = Counter()
+    (unit,) = source.units()
+    assert [document.document_id for document in unit.documents(dropped)] == ["a.py", "json/b.py"]
+    assert dropped == {"num_not_utf8": 1}

@@ -1,4 +1,4 @@
-"""The command line for people: `prosemill report`, `prosemill compare`, `prosemill params`, `prosemill ui`. The pipeline itself is run by `dvc repro`."""
+"""The command line for people: `prosemill report`, `compare`, `params` and `ui`. The pipeline itself is run by `dvc repro`."""
 
 from typing import Annotated
 

@@ -30,7 +30,19 @@ KEPT = REPORTS / "comparison.json"
 SHOWN = REPORTS / "comparison.md"
 GROUPS = ("model", "corpus")
 
-HEADER = ["model", "parameters", "trained", "bits per byte", "trigram", "token perplexity", "BLEU", "ROUGE-L", "ms/token", "training", "memory"]
+HEADER = [
+    "model",
+    "parameters",
+    "trained",
+    "bits per byte",
+    "trigram",
+    "token perplexity",
+    "BLEU",
+    "ROUGE-L",
+    "ms/token",
+    "training",
+    "memory",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,9 +127,7 @@ def continue_passages(
     texts: dict[int | None, list[str]] = {number: [""] * len(passages) for number in numbers}
     for kind in (numbers[:1], numbers[1:]):
         jobs = [
-            _Job(index, passage.document_id, tuple(prompts[index]), number)
-            for number in kind
-            for index, passage in enumerate(passages)
+            _Job(index, passage.document_id, tuple(prompts[index]), number) for number in kind for index, passage in enumerate(passages)
         ]
         jobs.sort(key=lambda job: -len(job.tokens))  # stable: rows of a batch are of like length
         for start in range(0, len(jobs), options.batch_size):

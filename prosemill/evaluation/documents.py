@@ -47,9 +47,7 @@ class Passage:
     reference: str
 
 
-def read_split(
-    corpus: Path, split: str, max_documents: int | None, *, detokenized: bool = False
-) -> tuple[list[Document], dict[str, Any]]:
+def read_split(corpus: Path, split: str, max_documents: int | None, *, detokenized: bool = False) -> tuple[list[Document], dict[str, Any]]:
     """The first documents of a split, in the corpus's order, and the facts that name the data.
 
     Args:

@@ -85,7 +85,9 @@ def measure_models(
         end_of_text_id=end_of_text,
     )
     if section.baseline_tokens is not None:
-        scores[TRIGRAM] = _score_trigram(section, family, text, tokens, len(tokenizer))
+        stream, _ = read_tokens(tokens, "train", section.baseline_tokens)
+        trigram = Trigram.count(stream, max(tokenizer.get_vocab().values()) + 1, end_of_text)
+        scores[TRIGRAM] = _score_trigram(section, family, text, trigram)
     half = section.context // 2
     return Measured(
         direction=family.direction,
@@ -113,7 +115,9 @@ def _machine(
     }
 
 
-def _score(name: str, model: PreTrainedModel, text: EvaluatedText, section: Evaluate, end_of_text: int, arithmetic: Arithmetic) -> dict[int, Score]:
+def _score(
+    name: str, model: PreTrainedModel, text: EvaluatedText, section: Evaluate, end_of_text: int, arithmetic: Arithmetic
+) -> dict[int, Score]:
     """The model's scores by stride: the whole context, and half of it."""
     strides = strides_of(section)
     count = num_windows(family_of_model(model), text.documents, section.context, strides)
@@ -131,16 +135,12 @@ def _score(name: str, model: PreTrainedModel, text: EvaluatedText, section: Eval
         )
 
 
-def _score_trigram(section: Evaluate, family: Family, text: EvaluatedText, tokens: Path, vocabulary_size: int) -> dict[int, Score]:
+def _score_trigram(section: Evaluate, family: Family, text: EvaluatedText, trigram: Trigram) -> dict[int, Score]:
     """The baseline's scores by stride, over the tokens that the models' scores count."""
-    stream, end_of_text = read_tokens(tokens, "train", section.baseline_tokens)
-    trigram = Trigram.count(stream, vocabulary_size, end_of_text)
     by_document = [trigram.nll(document) for document in text.documents]
     scores = {}
     for stride in strides_of(section):
-        parts = [
-            nll[first:end] for nll in by_document for first, end in scored_ranges(family, len(nll), section.context, stride)
-        ]
+        parts = [nll[first:end] for nll in by_document for first, end in scored_ranges(family, len(nll), section.context, stride)]
         scores[stride] = Score(math.fsum(float(part.sum()) for part in parts), sum(map(len, parts)))
     return scores
 

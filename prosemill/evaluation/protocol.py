@@ -51,10 +51,7 @@ def evaluate_models(section: Evaluate, *, corpus: Path, tokens: Path, base: Path
     lengths = {"prompt_words": section.prompt_words, "continuation_words": section.continuation_words}
     passages, num_too_short = choose_passages(documents, num_prompts=section.num_prompts, **lengths)
     if len(passages) < section.num_prompts:
-        say(
-            f"evaluate: only {len(passages)} of {len(documents)} documents are long enough for one of the "
-            f"{section.num_prompts} prompts"
-        )
+        say(f"evaluate: only {len(passages)} of {len(documents)} documents are long enough for one of the {section.num_prompts} prompts")
     measured = measure_models(section, documents, passages, {"base": base, "trained": trained}, tokens)
     metrics: Row = {
         "protocol": _settings(section, measured, len(passages), num_too_short) | {"notes": _notes(section, measured.scoring_note)},
@@ -160,13 +157,18 @@ def _notes(section: Evaluate, scoring: str) -> list[str]:
         "batches are never averaged.",
         f"Strides: token_perplexity uses windows {context} tokens apart, token_perplexity_half_stride windows "
         f"{context // 2} apart, of which only tokens not scored before count (Hugging Face, Perplexity of "
-        f"fixed-length models). bits_per_byte, word_perplexity and nll_sum are of stride {context}; bits_per_byte_half_stride is of stride {context // 2}.",
+        f"fixed-length models). bits_per_byte, word_perplexity and nll_sum are of stride {context}; "
+        f"bits_per_byte_half_stride is of stride {context // 2}.",
         "bits_per_byte = nll_sum / (ln 2 x num_bytes), num_bytes the UTF-8 bytes of the text; it compares across "
         "tokenizers. token_perplexity = exp(nll_sum / num_tokens). word_perplexity = exp(nll_sum / num_words), "
         "num_words the whitespace-separated words of the original text (neither detokenised nor normalised). "
-        + ("The text scored has WikiText's tokenisation undone, by rules." if section.detokenize else "The text scored is the corpus's own."),
-        "trigram: the baseline, an interpolated Kneser-Ney trigram (Kneser and Ney 1995; Chen and Goodman 1999) over the same tokens, counted "
-        "on the first baseline_tokens tokens of the train split, and scored on the tokens that the models' scores count.",
+        + (
+            "The text scored has WikiText's tokenisation undone, by rules."
+            if section.detokenize
+            else "The text scored is the corpus's own."
+        ),
+        "trigram: the baseline, an interpolated Kneser-Ney trigram (Kneser and Ney 1995; Chen and Goodman 1999) over the same tokens, "
+        "counted on the first baseline_tokens tokens of the train split, and scored on the tokens that the models' scores count.",
         f"Continuations: the first {section.prompt_words} whitespace-separated words of a document are the prompt,"
         f" its next {words} the reference; documents with fewer words are passed over and "
         "counted. At most max_new_tokens tokens are generated, to end-of-text or the "

@@ -1,6 +1,6 @@
 """The evaluated text in the models' tokens, and how many bytes and words of it a score counts.
 
-    tokenizer, end_of_text, text = read_text(section, documents, passages, {"base": BASE_MODEL, "trained": TRAINED_MODEL})
+tokenizer, end_of_text, text = read_text(section, documents, passages, {"base": BASE_MODEL, "trained": TRAINED_MODEL})
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,9 @@ def read_text(
     end_of_text = end_of_text_id(tokenizer)
     encoded = encode(tokenizer, [document.text for document in documents])
     if not any(encoding.ids for encoding in encoded):
-        raise ProsemillError(f"the tokenizer of {first} makes no tokens of the {section.split} split: the base model does not fit the corpus")
+        raise ProsemillError(
+            f"the tokenizer of {first} makes no tokens of the {section.split} split: the base model does not fit the corpus"
+        )
     for folder in others:
         other = load_tokenizer(folder)
         same = other.get_vocab() == tokenizer.get_vocab() and end_of_text_id(other) == end_of_text

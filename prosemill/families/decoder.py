@@ -4,7 +4,7 @@ A document's first token is predicted from the end-of-text token, in training an
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from prosemill.families.family import IGNORED, Batch, Family, Window
 
@@ -19,7 +19,7 @@ class Decoder(Family):
 
     task = "CAUSAL_LM"
     direction = "left to right"
-    attention = "sdpa"
+    attention: ClassVar[Literal["sdpa", "eager"]] = "sdpa"
 
     def auto_class(self) -> Any:
         from transformers import AutoModelForCausalLM

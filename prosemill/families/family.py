@@ -53,7 +53,7 @@ class Family(ABC):
 
     @abstractmethod
     def auto_class(self) -> Any:
-        """transformers' class that loads such a model."""
+        """Transformers' class that loads such a model."""
 
     @abstractmethod
     def scratch_config(self, shape: "ScratchModel", vocabulary_size: int) -> "PreTrainedConfig":
@@ -102,7 +102,8 @@ class Family(ABC):
         """`load`, and what transformers says of it: `missing_keys`, `mismatched_keys`, `unexpected_keys`."""
         safe = {"local_files_only": True, "trust_remote_code": False, "output_loading_info": True}
         answer = self.auto_class().from_pretrained(folder, attn_implementation=self.attention, **safe, **options)
-        return answer[0].eval(), answer[1]
+        model: PreTrainedModel = answer[0]
+        return model.eval(), answer[1]
 
     def draw(self, shape: "ScratchModel", vocabulary_size: int) -> "PreTrainedModel":
         """A model with random weights in fp32, drawn by the shape's seed; the process's own random state is kept."""
@@ -112,4 +113,5 @@ class Family(ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(shape.seed)
             model: PreTrainedModel = self.auto_class().from_config(config, attn_implementation=self.attention)
-        return model.eval()
+            model.eval()
+        return model

@@ -44,7 +44,7 @@ class T5(Family):
             dropout_rate=shape.dropout,
             pad_token_id=0,
             eos_token_id=0,
-            decoder_start_token_id=0,
+            decoder_start_token_id=0,  # type: ignore[call-arg]  # of the base class
         )
 
     def context_size(self, config: Mapping[str, Any]) -> int | None:

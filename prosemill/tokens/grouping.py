@@ -64,7 +64,8 @@ def group_tokens(section: params.Group, tokens: Path, model: Path, output: Path)
         By split: `num_blocks`, `num_tokens` (of the stream) and `num_dropped_tokens`; beside them `block_size`.
 
     Raises:
-        ProsemillError: the block size is beyond the model's context, its family is not supported, a split has less than one block, or an input is missing or damaged.
+        ProsemillError: the block size is beyond the model's context, its family is not supported, a split has less than one block,
+            or an input is missing or damaged.
     """
     check_context(section.block_size, model)
     read = {split: _read_split(split, tokens) for split in SPLITS}

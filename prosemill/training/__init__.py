@@ -195,7 +195,8 @@ def _measurements(trainer: TokenWeightedTrainer, recorder: Recorder, section: Tr
 def _operations_per_token(trainer: TokenWeightedTrainer, block_size: int) -> float:
     """Of one block, as the model is trained."""
     model, data, collate = trainer.model, trainer.train_dataset, trainer.data_collator
-    assert model is not None and data is not None
+    assert model is not None
+    assert data is not None
     batch = collate([data[0]])
     inputs = {name: value.to(trainer.args.device) for name, value in batch.items() if name != "labels"}
     return training_operations_per_token(model, inputs, block_size)

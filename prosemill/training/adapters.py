@@ -40,7 +40,8 @@ def load_base(section: Train, base: Path, device: torch.device) -> PreTrainedMod
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
     )
     model = family_of(base).load(base, quantization_config=four_bits, device_map={"": device}, use_safetensors=True)
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=section.gradient_checkpointing)
+    prepared: PreTrainedModel = prepare_model_for_kbit_training(model, use_gradient_checkpointing=section.gradient_checkpointing)
+    return prepared
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora | None, family: Family) -> Any:

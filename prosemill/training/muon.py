@@ -29,7 +29,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
     def __init__(self, model: PreTrainedModel, *, learning_rate: float, weight_decay: float) -> None:
         hidden, embeddings, vectors = _parts(model)
         options: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
-        groups = [{"params": embeddings}, {"params": vectors, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": embeddings}, {"params": vectors, "weight_decay": 0.0}]
         self._parts: tuple[torch.optim.Optimizer, ...] = (
             torch.optim.Muon(hidden, adjust_lr_fn="match_rms_adamw", **options),
             torch.optim.AdamW(groups, betas=ADAMW_BETAS, **options),

@@ -90,6 +90,7 @@ class TokenWeightedTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+
 class EvaluateAtTheEnd(TrainerCallback):
     """Measures and saves after the last step too, where the number of steps is no multiple of the interval."""
 

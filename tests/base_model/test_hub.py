@@ -137,7 +137,7 @@ def test_a_cut_file_is_refused(folder: Path, name: str) -> None:
 def test_a_missing_tokenizer_is_refused(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    refused(folder, "upstream lacks its tokenizer .*tokenizer\.json")
+    refused(folder, r"upstream lacks its tokenizer .*tokenizer\.json")
 
 
 def test_weights_that_are_missing_are_not_made_up(folder: Path) -> None:

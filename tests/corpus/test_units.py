@@ -103,6 +103,13 @@ def test_what_was_read_is_not_read_again(workspace: Path, monkeypatch: pytest.Mo
     assert set(read_corpus(CORPUS)) == {"a.txt", "b.txt"}
 
 
+def test_a_source_with_other_settings_is_read_again(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_texts(workspace / "texts", {"a.jsonl": '{"id": "a", "text": "one", "body": "two"}\n'})
+    stop_after_reading(monkeypatch)
+    build_corpus(download(files(text_key="body")), CORPUS)
+    assert read_corpus(CORPUS)["a"].text == "two"
+
+
 def test_a_changed_file_is_read_again(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_texts(workspace / "texts", {"a.txt": "text", "b.txt": "other"})
     stop_after_reading(monkeypatch)

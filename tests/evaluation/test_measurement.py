@@ -34,7 +34,9 @@ SECTION = Evaluate(
 def measure(folder: Path) -> Measured:
     texts = ["The value of it", "In Python there are"]
     passages = [Passage(text, text, "a reference") for text in texts]
-    return measure_models(SECTION, [Document(text, text) for text in texts], passages, {"base": folder, "trained": folder}, Path("no tokens are needed"))
+    return measure_models(
+        SECTION, [Document(text, text) for text in texts], passages, {"base": folder, "trained": folder}, Path("no tokens are needed")
+    )
 
 
 def test_a_special_tokens_name_is_ordinary_text(tiny_model: Path) -> None:

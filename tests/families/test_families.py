@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,8 +127,9 @@ def test_prompts_of_unequal_length_continue_as_alone(family: Family, model: PreT
 
     def continued(rows: list[list[int]]) -> list[list[int]]:
         batch = family.prompt(rows, END)
-        output = model.generate(**batch, generation_config=config)
-        return output[:, family.num_given(batch) :].tolist()
+        generate: Any = model.generate
+        rows_of_tokens: list[list[int]] = generate(**batch, generation_config=config)[:, family.num_given(batch) :].tolist()
+        return rows_of_tokens
 
     together = continued(prompts)
     assert together == [continued([prompt])[0] for prompt in prompts]
@@ -139,7 +141,8 @@ def test_the_first_new_token_is_the_most_likely_one(family: Family, model: PreTr
     batch = family.prompt([text], END)
     model.generation_config = GenerationConfig(decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None))
     config = GenerationConfig(max_new_tokens=1, do_sample=False, eos_token_id=VOCABULARY + 1, pad_token_id=END)
-    new = int(model.generate(**batch, generation_config=config)[0, family.num_given(batch)])
+    generate: Any = model.generate
+    new = int(generate(**batch, generation_config=config)[0, family.num_given(batch)])
     frame = family.frame([[*text, 1]], [Window(0, 0, len(text), len(text) + 1)], model.config, END)
     labels = frame.pop("labels")
     with torch.no_grad():

@@ -102,7 +102,9 @@ def test_what_leaves_is_the_best_checkpoint(tmp_path: Path, blocks: Path, tiny_m
     assert metrics["best_step"] == 2 * (curve[1:].index(min(curve[1:])) + 1) < 8, "the test needs a run whose last step is not its best"
     validation = Blocks.open(blocks, "validation")
     dataset = BlockDataset(validation, 8)
-    batch = BlockCollator(family_of(tiny_model), None, validation.end_of_text_id, documents_stop_attention=True)([dataset[i] for i in range(len(dataset))])
+    batch = BlockCollator(family_of(tiny_model), None, validation.end_of_text_id, documents_stop_attention=True)(
+        [dataset[i] for i in range(len(dataset))]
+    )
     model = load_model(root / "trained")
     model.config.use_cache = False
     nll, num_tokens, *_ = validation_nll(model, batch, validation.end_of_text_id)

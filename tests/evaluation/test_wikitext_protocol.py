@@ -1,0 +1,115 @@
+"""WikiText's official validation file through download, tokenize, group, train and evaluate, against a calculation that shares no code."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prosemill.base_model import build_base_model
+from prosemill.corpus import build_corpus
+from prosemill.evaluation import evaluate_models
+from prosemill.params import Download, Evaluate, Group, Tokenize, Train, parse_section
+from prosemill.tokens import group_tokens, tokenize_corpus
+from prosemill.training import train_model
+
+SAMPLE = Path(__file__).parents[2] / "../shared/data/wikitext-2/wiki.valid.tokens"
+CONTEXT = 256
+EVALUATE = Evaluate(
+    context=CONTEXT,
+    split="validation",
+    num_prompts=4,
+    num_shown=1,
+    num_samples=1,
+    bootstrap_resamples=10,
+    latency_repeats=1,
+    latency_new_tokens=2,
+    precision="fp32",
+)
+
+pytestmark = pytest.mark.skipif(not SAMPLE.is_file(), reason=f"WikiText's validation file is missing ({SAMPLE})")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, prose: list[str]) -> Path:
+    """A workspace whose official validation split is the file, and whose other text is Python's help."""
+    root = tmp_path_factory.mktemp("wikitext")
+    (root / "wikitext-2").mkdir()
+    (root / "wikitext-2/wiki.valid.tokens").write_bytes(SAMPLE.read_bytes())
+    train = "".join(f" = Topic {number} = \n \n {text} \n \n" for number, text in enumerate(prose))
+    (root / "wikitext-2/wiki.train.tokens").write_text(train, encoding="utf-8")
+    corpus = {"source": "files", "name": "wikitext2", "root": "wikitext-2", "patterns": ["*.tokens"], "format": "wikitext"}
+    shape = {"source": "scratch", "name": "tiny", "family": "gpt2", "vocabulary_size": 1024, "hidden_size": 32, "context_size": 512}
+    download = parse_section("download", Download, {"corpus": corpus, "model": shape, "num_shards": 2, "test_share": 0.1})
+    brief = {"max_steps": 2, "evaluation_interval": 2, "sampling_interval": 2, "sample_tokens": 2, "max_validation_blocks": 4}
+    training = parse_section("train", Train, {**brief, "precision": "fp32"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+        build_corpus(download, root / "corpus")
+        build_base_model(download, root / "corpus", root / "base")
+        tokenize_corpus(Tokenize(), root / "corpus", root / "base", root / "tokens")
+        group_tokens(Group(block_size=128), root / "tokens", root / "base", root / "blocks")
+        outputs: dict[str, Path] = {"output": root / "trained", "metrics": root / "train.json", "reports": root / "reports"}
+        train_model(training, blocks=root / "blocks", base=root / "base", **outputs)
+    return root
+
+
+def articles_of_the_file() -> list[str]:
+    """The sixty articles, cut where a heading of the first level stands between blank lines."""
+    lines = SAMPLE.read_text(encoding="utf-8").splitlines(keepends=True)
+    starts = [
+        index
+        for index, line in enumerate(lines)
+        if line.startswith(" = ") and not line.startswith(" = = ") and not lines[index - 1].strip() and not lines[index + 1].strip()
+    ]
+    texts = ["".join(lines[start:end]) for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    return ["".join(lines[: starts[0]]) + texts[0], *texts[1:]]
+
+
+def nll_by_hugging_faces_recipe(model: Any, ids: list[int], stride: int) -> float:
+    """The loop of "Perplexity of fixed-length models", with the model's own loss: the tokens before the stride are not labelled."""
+    stream = torch.tensor([[0, *ids]])
+    total, previous_end = 0.0, 1
+    for begin in range(0, len(ids), stride):
+        end = min(begin + CONTEXT + 1, stream.shape[1])
+        inputs, labels = stream[:, begin:end], stream[:, begin:end].clone()
+        num_new = end - previous_end
+        labels[:, :-num_new] = -100
+        with torch.no_grad():
+            total += float(model(inputs, labels=labels).loss) * num_new
+        previous_end = end
+        if end == stream.shape[1]:
+            break
+    return total
+
+
+def test_bits_per_byte_at_two_strides_agree_with_an_independent_calculation(root: Path) -> None:
+    folders = {name: root / name for name in ("corpus", "tokens", "base", "trained")}
+    evaluation = evaluate_models(EVALUATE, **folders).metrics
+    texts = articles_of_the_file()
+    num_bytes = SAMPLE.stat().st_size
+    assert len(texts) == evaluation["data"]["num_documents"] == 60
+    assert evaluation["base"]["num_bytes"] == len("".join(texts).encode()) == num_bytes
+    tokenizer = AutoTokenizer.from_pretrained(root / "base")
+    model = AutoModelForCausalLM.from_pretrained(root / "trained").eval()
+    documents = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    for stride, name in ((CONTEXT, "bits_per_byte"), (CONTEXT // 2, "bits_per_byte_half_stride")):
+        nll = math.fsum(nll_by_hugging_faces_recipe(model, ids, stride) for ids in documents)
+        assert evaluation["trained"][name] == pytest.approx(nll / math.log(2) / num_bytes, abs=1e-3)
+    assert evaluation["trained"]["bits_per_byte"] != evaluation["base"]["bits_per_byte"]
+    assert evaluation["trigram"]["bits_per_byte"] > 0
+
+
+def test_detokenised_text_is_scored_on_its_own_bytes_and_the_originals_words(root: Path) -> None:
+    folders = {name: root / name for name in ("corpus", "tokens", "base", "trained")}
+    section = parse_section("evaluate", Evaluate, json.loads(json.dumps(EVALUATE.__dict__)) | {"detokenize": True, "max_documents": 6})
+    plain = parse_section("evaluate", Evaluate, json.loads(json.dumps(EVALUATE.__dict__)) | {"max_documents": 6})
+    written, raw = evaluate_models(section, **folders).metrics, evaluate_models(plain, **folders).metrics
+    assert written["base"]["num_bytes"] < raw["base"]["num_bytes"]
+    assert written["base"]["num_words"] == raw["base"]["num_words"]
+    assert written["protocol"]["detokenize"] is True
+    assert any("tokenisation undone" in note for note in written["protocol"]["notes"])

@@ -1,0 +1,166 @@
+"""Experiments stand side by side: the workspace's, DVC's and those kept, each with the command that makes it."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dvc.utils.hydra import compose_and_dump
+
+from prosemill.comparison import Experiment, command_of, comparison_text, print_comparison, read_experiments, write_comparison
+from prosemill.errors import ProsemillError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def repository(workspace: Path) -> Path:
+    """A git repository with this project's experiments and nothing else."""
+    shutil.copytree(ROOT / "experiments", workspace / "experiments")
+    git("init", "--quiet")
+    commit("start")
+    return workspace
+
+
+def git(*arguments: str) -> str:
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
+    return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def commit(message: str) -> str:
+    git("add", "--all")
+    git("commit", "--quiet", "--allow-empty", "--message", message)
+    return git("rev-parse", "HEAD")
+
+
+def compose(*overrides: str) -> dict[str, Any]:
+    compose_and_dump(Path("params.yaml"), str(Path("experiments").absolute()), None, "default", ".", list(overrides))
+    values: dict[str, Any] = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    return values
+
+
+def run_experiment(*overrides: str, trained: float, direction: str = "left to right") -> dict[str, Any]:
+    """Leave what an experiment leaves: params.yaml and the metrics."""
+    params = compose(*overrides)
+    row = {"token_perplexity": 30.0, "bleu": 0.01, "rougeL": 0.1, "time_per_token_ms": 2.0}
+    metrics = {
+        "download": {name: {"name": params["download"][name]["name"]} for name in ("model", "corpus")},
+        "train": {"num_parameters": 2_600_000, "num_trained_parameters": 2_600_000, "train_seconds": 300.0, "peak_memory_bytes": 10**9},
+        "evaluation": {
+            "data": {"digest": "d"},
+            "protocol": {"direction": direction, "device": "cpu"},
+            "base": row | {"bits_per_byte": 2.5, "token_perplexity": None},
+            "trained": row | {"bits_per_byte": trained},
+            "trigram": {"bits_per_byte": 1.75},
+        },
+    }
+    Path("metrics").mkdir(exist_ok=True)
+    for name, values in metrics.items():
+        Path(f"metrics/{name}.json").write_text(json.dumps(values), encoding="utf-8")
+    return params
+
+
+def keep_as_dvc_does(name: str) -> None:
+    """A commit below refs/exps, beside the branch."""
+    head = git("rev-parse", "HEAD")
+    made = commit(name)
+    git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", made)
+    git("update-ref", "refs/exps/exec/EXEC_BRANCH", made)
+    git("reset", "--quiet", "--hard", head)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "command"),
+    [
+        ([], "make run"),
+        (["model=gpt2-mini"], "dvc exp run -S model=gpt2-mini"),
+        (["model=t5", "corpus=wikitext103"], "dvc exp run -S model=t5-small -S corpus=wikitext103"),
+        (["model=tiny", "train.max_steps=7"], "dvc exp run -S model=tiny -S train.max_steps=7"),
+    ],
+)
+def test_the_command_makes_these_params(overrides: list[str], command: str) -> None:
+    params = compose(*overrides)
+    assert command_of(params) == command
+    again = [word for word in command.split() if "=" in word]
+    assert compose(*again) == params
+
+
+def test_values_that_no_file_has_are_in_the_command() -> None:
+    params = compose("model=tiny", "method=lora")
+    command = command_of(params)
+    assert command.startswith("dvc exp run -S model=tiny -S ")
+    assert "train.lora.r=16" in command
+    assert "train.lora.targets=null" in command
+
+
+def test_experiments_of_all_places_are_found_and_the_latest_counts() -> None:
+    run_experiment("model=tiny", trained=2.0)
+    write_comparison(read_experiments())
+    commit("keep")
+    run_experiment("model=gpt2-mini", trained=1.6)
+    keep_as_dvc_does("early-bird")
+    run_experiment("model=gpt2-mini", trained=1.5)
+    keep_as_dvc_does("late-bird")
+    run_experiment("model=t5-mini", trained=1.7, direction="prefix → continuation")
+    found = {experiment.model: experiment.bits_per_byte for experiment in read_experiments()}
+    assert found == {"tiny": (2.5, 2.0), "gpt2-mini": (2.5, 1.5), "t5-mini": (2.5, 1.7)}
+
+
+def test_the_workspace_is_later_than_what_was_kept() -> None:
+    run_experiment("model=tiny", trained=2.0)
+    write_comparison(read_experiments())
+    run_experiment("model=tiny", trained=1.9)
+    (experiment,) = read_experiments()
+    assert experiment.bits_per_byte == (2.5, 1.9)
+
+
+def test_directions_and_corpora_have_tables_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    run_experiment("model=t5-mini", trained=1.7, direction="prefix → continuation")
+    keep_as_dvc_does("t5")
+    run_experiment("model=gpt2-mini", trained=1.5)
+    experiments = read_experiments()
+    text = comparison_text(experiments)
+    assert text.count("| model | parameters | trained |") == 2
+    (line,) = [line for line in text.splitlines() if line.startswith("| gpt2-mini")]
+    assert line == (
+        "| gpt2-mini | 2.6 M | all | 2.5000 → 1.5000 | 1.7500 | – → 30.00 | 0.0100 → 0.0100 | 0.100 → 0.100 | 2.0 | 5.0 min | 1.0 GB "
+        "| `dvc exp run -S model=gpt2-mini` |"
+    )
+    print_comparison(experiments)
+    shown = capsys.readouterr().out
+    assert "2.5000 → 1.5000" in shown
+    assert "prefix → continuation" in shown
+    assert "gpt2-mini: dvc exp run -S model=gpt2-mini" in shown
+
+
+def test_what_is_kept_comes_back_as_it_was() -> None:
+    run_experiment("model=tiny", trained=2.0)
+    (before,) = read_experiments()
+    write_comparison([before])
+    shutil.rmtree("metrics")
+    (after,) = read_experiments()
+    assert isinstance(after, Experiment)
+    assert after == before
+    assert comparison_text([after]) in Path("reports/comparison.md").read_text(encoding="utf-8")
+
+
+def test_metrics_of_an_older_format_are_left_out() -> None:
+    run_experiment("model=tiny", trained=2.0)
+    Path("metrics/train.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ProsemillError, match="no evaluated experiment"):
+        read_experiments()
+
+
+def test_nothing_to_compare_is_one_line() -> None:
+    with pytest.raises(ProsemillError, match=r"there is no evaluated experiment here: run `make run`"):
+        read_experiments()
+
+
+def test_a_broken_file_is_one_line() -> None:
+    run_experiment("model=tiny", trained=2.0)
+    Path("metrics/evaluation.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ProsemillError, match=r"metrics/evaluation\.json of the workspace is broken"):
+        read_experiments()

@@ -59,6 +59,7 @@ def test_the_folder_gives_the_files_logits_bit_for_bit(write_gguf: WriteGguf, wh
         assert torch.equal(load_model(OUTPUT)(tokens).logits, expected)
     assert expected.std() > 0
     assert metrics == {
+        "name": "tiny",
         "family": "llama",
         "num_parameters": sum(weight.numel() for weight in load_model(OUTPUT).parameters()),
         "dtype": "float32",
@@ -85,6 +86,7 @@ def test_the_folder_holds_what_the_next_stages_read(write_gguf: WriteGguf, wheel
         "license": "Apache-2.0",
         "member": model.member,
         "requirement": "tiny-model==1.0",
+        "name": "tiny",
         "sha256": model.sha256,
         "source": "wheel",
     }

@@ -15,7 +15,8 @@ import torch
 
 from prosemill.base_model import build_base_model
 from prosemill.errors import ProsemillError
-from prosemill.params import HubModel
+from prosemill.families import families
+from prosemill.params import HubModel, ScratchModel
 from prosemill.pretrained import load_model, load_tokenizer
 from tests.base_model.conftest import download
 
@@ -59,10 +60,29 @@ def test_a_local_folder_keeps_its_logits_and_its_tokens(folder: Path, prose: lis
     assert json.loads((OUTPUT / "SOURCE.json").read_text()) == {
         "attribution": "somebody",
         "license": "MIT",
+        "name": "model",
         "repository": "upstream",
         "revision": "a local folder",
         "source": "hub",
     }
+
+
+@pytest.mark.parametrize("family", list(families()))
+def test_every_family_comes_from_a_folder_of_the_hubs_format(folder: Path, family: str) -> None:
+    shape = ScratchModel(source="scratch", name="tiny", family=family, hidden_size=32, num_heads=4, context_size=64)
+    model = families()[family].draw(shape, 1024)
+    model.save_pretrained(folder)
+    metrics = build(folder)
+    assert (metrics["family"], metrics["context_size"]) == (family, None if family == "t5" else 64)
+    built = load_model(OUTPUT)
+    batch = families()[family].frame([[5, 6, 7, 8]], list(families()[family].windows(0, 4, 8, 8)), model.config, 0)
+    del batch["labels"]
+    assert torch.equal(built(**batch).logits, model(**batch).logits)
+
+
+def test_an_encoder_alone_is_refused_as_such(folder: Path) -> None:
+    change(folder / "config.json", architectures=["BertForMaskedLM"], model_type="bert")
+    refused(folder, "upstream is an encoder alone, which writes no text: choose a model of gpt2, gpt_neo, llama, t5")
 
 
 def test_the_weights_keep_their_dtype(folder: Path) -> None:
@@ -148,7 +168,7 @@ def test_weights_that_are_missing_are_not_made_up(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "match"),
     [
-        ({"model_type": "bert"}, "is of the family 'bert', not one of gpt2, gpt_neo, llama"),
+        ({"model_type": "bert"}, "is of the family 'bert', which is not supported: choose a model of gpt2, gpt_neo, llama, t5"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "is quantised"),
         ({"vocab_size": 512}, "upstream (lacks|cannot be loaded)"),
     ],

@@ -46,6 +46,7 @@ def test_it_has_the_size_that_params_say(corpus: Path) -> None:
     metrics = build_base_model(section(), corpus, OUTPUT)
     model = load_model(OUTPUT)
     assert metrics == {
+        "name": "tiny",
         "family": "llama",
         "num_parameters": sum(weight.numel() for weight in model.parameters()),
         "dtype": "float32",

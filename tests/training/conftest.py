@@ -28,7 +28,8 @@ def blocks(tmp_path_factory: pytest.TempPathFactory, prose: list[str], tiny_mode
         "model": {"source": "scratch", "name": "tiny"},
         "num_shards": 2,
     }
-    section = parse_section("download", Download, {**values, "validation_share": 0.2, "test_share": 0.2})
+    everything = {"near_duplicate_threshold": None, "contamination_words": None}
+    section = parse_section("download", Download, {**values, "validation_share": 0.2, "test_share": 0.2, **everything})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         build_corpus(section, root / "corpus")

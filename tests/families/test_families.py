@@ -1,6 +1,7 @@
 """Every family: packed documents cost what they cost alone, parts of a batch add up, and a score is a sum of −ln p."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from prosemill.params import ScratchModel
 from prosemill.training.loss import sum_over_tokens, token_nll
 from tests.families.conftest import CONTEXT, VOCABULARY
 
+CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 END = 0
 
 
@@ -176,19 +178,9 @@ def test_an_unknown_family_is_named_with_the_list(tmp_path: Path) -> None:
         family_of(tmp_path)
 
 
-def test_a_fifth_family_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "qwen2.py").write_text(
-        "from prosemill.families.decoder import Decoder\n"
-        "class Qwen2(Decoder):\n"
-        "    name = 'qwen2'\n"
-        "    lora_targets = ('q_proj', 'v_proj')\n"
-        "    def scratch_config(self, shape, vocabulary_size):\n"
-        "        from transformers import Qwen2Config\n"
-        "        return Qwen2Config(vocab_size=vocabulary_size, hidden_size=shape.hidden_size, num_hidden_layers=shape.num_layers,\n"
-        "            num_attention_heads=shape.num_heads, num_key_value_heads=shape.num_heads, intermediate_size=64,\n"
-        "            max_position_embeddings=shape.context_size, bos_token_id=None, eos_token_id=0)\n"
-        "FAMILY = Qwen2()\n"
-    )
+def test_a_fifth_family_is_the_one_file_of_contributing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "qwen2.py").write_text(code, encoding="utf-8")
     monkeypatch.setattr(prosemill.families, "__path__", [*prosemill.families.__path__, str(tmp_path)])
     families.cache_clear()
     try:

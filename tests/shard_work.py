@@ -78,4 +78,5 @@ def run(amount: int, seconds: float = 0.0) -> list[Row]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, as a test run may be one, is deaf to it
     run_main(lambda: (run(int(sys.argv[1]), float(sys.argv[2])), None)[1])

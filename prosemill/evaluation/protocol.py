@@ -38,7 +38,7 @@ class Evaluation:
 
 
 def evaluate_models(section: Evaluate, *, corpus: Path, tokens: Path, base: Path, trained: Path) -> Evaluation:
-    """Evaluate the base and the trained model, and a trigram counted on the train split's tokens, on the corpus's test split.
+    """Evaluate the base and the trained model, and a trigram counted on the train split's tokens, on the split that `section` names.
 
     Raises:
         ProsemillError: a folder or file is missing or broken, no document is long enough, the models' tokenizers differ, or a setting goes

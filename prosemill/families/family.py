@@ -92,7 +92,7 @@ class Family(ABC):
 
     @abstractmethod
     def scoring_note(self, context: int) -> str:
-        """How documents are scored, in words, for the evaluation's protocol."""
+        """How documents are scored and prompts are fed, in words, for the evaluation's protocol."""
 
     def load(self, folder: Path, **options: Any) -> "PreTrainedModel":
         """The model of a folder, in evaluation mode; `options` are those of `from_pretrained`. No code of the folder is run."""

@@ -128,7 +128,7 @@ class T5(Family):
             f"Scoring: every document stands alone and is read through windows of at most {context} tokens. The encoder reads a window's "
             "first half (closed by end-of-text), the decoder predicts its second half; only what is predicted is scored and counted in "
             "num_bytes, num_words and num_tokens, so the two strides score different shares of the text. These numbers compare with "
-            "those of no model that reads from left to right."
+            "those of no model that reads from left to right. A prompt is the encoder's whole input, closed by end-of-text."
         )
 
 

@@ -17,6 +17,7 @@ from prosemill import params
 from prosemill.digests import sha256_of_file
 from prosemill.end_of_text import choose_end_of_text
 from prosemill.errors import ProsemillError
+from prosemill.families import read_config
 from prosemill.shards import HashingWriter, Row, Task, rows_of_split, run_shards
 from prosemill.tokens.encoding import Encoder, load_tokenizer, vocabulary_size
 from prosemill.tokens.files import check_digest, check_size, dtype_of, rows_with
@@ -137,10 +138,7 @@ def check_vocabulary(size: int, model: Path) -> None:
     path = model / "config.json"
     if not path.is_file():
         return
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8")).get("vocab_size")
-    except ValueError as error:
-        raise ProsemillError(f"{path} is not JSON ({error}): run `dvc repro download` to fetch the base model again") from None
+    rows = read_config(model).get("vocab_size")
     if isinstance(rows, int) and size > rows:
         raise ProsemillError(
             f"the tokenizer of {model} has ids up to {size - 1:,}, but the model's vocab_size is {rows:,} ({path}): "

@@ -88,7 +88,8 @@ class Decoder(Family):
     def scoring_note(self, context: int) -> str:
         return (
             "Scoring: every document stands alone; its tokens are predicted from the end-of-text token and the document's tokens before "
-            f"them, in windows of at most {context} input tokens. The closing end-of-text is not scored. A prompt is fed as end-of-text and its tokens."
+            f"them, in windows of at most {context} input tokens. The closing end-of-text is not scored. "
+            "A prompt is fed as end-of-text and its tokens."
         )
 
 

@@ -9,6 +9,7 @@ models that predict in different directions, or on different data, do not compar
 """
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from prosemill.workspace import EXPERIMENTS, METRICS, PARAMS, REPORTS
 FILES = (PARAMS, METRICS / "download.json", METRICS / "train.json", METRICS / "evaluation.json")
 KEPT = REPORTS / "comparison.json"
 SHOWN = REPORTS / "comparison.md"
-GROUPS = ("model", "corpus")
+NAMED_GROUPS = ("model", "corpus")
 
 HEADER = [
     "model",
@@ -215,10 +216,9 @@ def _experiment(texts: Sequence[str], where: str) -> list[Experiment]:
     """The experiment of a state's params and metrics; none if they are of an older format."""
     params = yaml.safe_load(texts[0])
     download, train, evaluation = (_parse(text, f"{path} of {where}") for text, path in zip(texts[1:], FILES[1:], strict=True))
-    base, trained = evaluation["base"], evaluation["trained"]
 
     def pair(name: str) -> tuple[Any, Any]:
-        return base[name], trained[name]
+        return evaluation["base"][name], evaluation["trained"][name]
 
     try:
         return [
@@ -235,7 +235,7 @@ def _experiment(texts: Sequence[str], where: str) -> list[Experiment]:
                 token_perplexity=pair("token_perplexity"),
                 bleu=pair("bleu"),
                 rouge_l=pair("rougeL"),
-                time_per_token_ms=trained["time_per_token_ms"],
+                time_per_token_ms=evaluation["trained"]["time_per_token_ms"],
                 train_seconds=train["train_seconds"],
                 peak_memory_bytes=train["peak_memory_bytes"],
                 device=evaluation["protocol"]["device"],
@@ -246,15 +246,16 @@ def _experiment(texts: Sequence[str], where: str) -> list[Experiment]:
 
 
 def command_of(params: dict[str, Any]) -> str:
-    """The command whose experiment has these params: the groups' files that name its model and corpus, and every value that differs."""
+    """The command whose experiment has these params: the files of the groups that come nearest to them, and every value that still differs."""
     default = yaml.safe_load((EXPERIMENTS / "default.yaml").read_text(encoding="utf-8"))["defaults"]
     usual = {group: choice for entry in default if isinstance(entry, dict) for group, choice in entry.items()}
-    chosen = {group: _file_named(group, params["download"][group].get("name")) for group in GROUPS}
-    overrides = [f"{group}={choice}" for group, choice in chosen.items() if choice is not None and choice != usual[group]]
-    composed = dict(_flat(_compose(overrides)))
-    values = dict(_flat(params))
-    overrides += [f"{key}={json.dumps(value)}" for key, value in values.items() if key not in composed or composed[key] != value]
-    return " ".join(["dvc exp run", *(f"-S {override}" for override in overrides)]) if overrides else "make run"
+    named = {group: _file_named(group, params["download"][group].get("name")) for group in NAMED_GROUPS}
+    chosen = [f"{group}={choice}" for group, choice in named.items() if choice is not None and choice != usual[group]]
+    methods = sorted((path.stem for path in (EXPERIMENTS / "method").glob("*.yaml")), key=lambda method: method != usual["method"])
+    candidates = [chosen + ([f"method={method}"] if method != usual["method"] else []) for method in methods]
+    complete = [groups + _differences(_compose(groups), params) for groups in candidates]
+    overrides = min(complete, key=lambda overrides: (len(overrides), sum(map(len, overrides))))
+    return " ".join(["dvc exp run", *(f"-S {shlex.quote(override)}" for override in overrides)]) if overrides else "make run"
 
 
 def _file_named(group: str, name: str | None) -> str | None:
@@ -277,9 +278,24 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
     return values
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _differences(composed: dict[str, Any], params: dict[str, Any], prefix: str = "") -> list[str]:
+    """What is to be overridden, in Hydra's words, for `composed` to become `params`."""
+    overrides = []
+    for key, value in params.items():
+        before = composed.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            overrides += _differences(before, value, f"{prefix}{key}.")
+        elif key not in composed:
+            overrides.append(f"+{prefix}{key}={_in_hydra(value)}")
+        elif before != value:
+            overrides.append(f"{prefix}{key}={_in_hydra(value)}")
+    return overrides
+
+
+def _in_hydra(value: Any) -> str:
+    """JSON, but that Hydra's keys are bare."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_in_hydra(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_in_hydra, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)

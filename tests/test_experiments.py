@@ -1,5 +1,6 @@
 """Every experiment composes into params that the stages accept, and params.yaml is the default one."""
 
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ def parse(values: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("group", "choice"), [(group, choice) for group in GROUPS for choice in CHOICES[group]])
 def test_every_file_is_accepted(tmp_path: Path, group: str, choice: str) -> None:
-    download = parse(compose(tmp_path, f"{group}={choice}"))["download"]
-    hub = [part for part in (download.corpus, download.model) if part.source == "hub"]
-    assert all(part.revision and part.license and part.attribution for part in hub)
+    sections = compose(tmp_path, f"{group}={choice}")
+    parse(sections)
+    hub = [part for part in (sections["download"]["corpus"], sections["download"]["model"]) if part["source"] == "hub"]
+    assert all(re.fullmatch(r"[0-9a-f]{40}", part["revision"]) for part in hub)
+    assert all(part.get(name) for part in hub for name in ("license", "attribution"))
 
 
 def test_every_combination_of_model_and_corpus_is_accepted(tmp_path: Path) -> None:
@@ -50,7 +53,7 @@ def test_the_method_wins_over_the_models_own_choice(tmp_path: Path, model: str) 
     assert methods["lora"].lora == methods["qlora"].lora == Lora(r=16, alpha=32, dropout=0.0, targets=None)
     assert {choice: section.base_precision for choice, section in methods.items() if choice != "own"} == {
         "full": "fp32",
-        "lora": "fp32",
+        "lora": "bf16",
         "qlora": "nf4",
     }
 

@@ -24,7 +24,8 @@ lint: $(VENV)/test.done ## Linters and types alone
 ui: $(VENV)/run.done ## Open the page of tracked runs
 	prosemill ui
 
-bench: $(VENV)/test.done ## The measurements of benchmarks/RESULTS.md
+bench: $(VENV)/test.done ## All benchmarks, about an hour and a half; benchmarks/RESULTS.md has larger runs too
+	dvc repro download
 	python -m benchmarks
 
 clean: ## Forget the environment and unfinished work; data, models and tracked runs stay

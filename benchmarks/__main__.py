@@ -1,14 +1,17 @@
-"""All measurements, one after the other: `make bench`, or `python -m benchmarks`."""
+"""All measurements, one after the other: `make bench`, or `python -m benchmarks`. The larger runs of RESULTS.md have their own commands."""
 
-from benchmarks import corpus, pipeline, startup, tokens
+from benchmarks import corpus, minis, pipeline, startup, tokens
+
+CORPUS_GIGABYTES = 0.2
 
 
 def main() -> None:
     """Run them, the quick ones first."""
     startup.main()
     tokens.main()
+    corpus.main(gigabytes=CORPUS_GIGABYTES)
     pipeline.main()
-    corpus.main()
+    minis.main()
 
 
 if __name__ == "__main__":

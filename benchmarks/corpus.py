@@ -1,16 +1,17 @@
 """A large corpus through download → tokenize → group: memory, speed, and what a kill in the midst of each stage costs.
 
-    python -m benchmarks.corpus                  # 5 GB, about 25 GB of disk
     python -m benchmarks.corpus --gigabytes 0.2
+    python -m benchmarks.corpus                  # 5 GB: about 25 GB of disk and two hours on two cores
 
 The text is phrases of six words from random places of the workspace's corpus (`dvc repro download` makes it) or of `--text`, one word in
 fifty with four random letters appended, in documents as long as the corpus's own: new text, whose words are real. One document in a
 hundred is an exact copy of an earlier one, one in a hundred a copy with one word changed. It lies in JSON Lines files.
 
-Every stage is run as the process that DVC starts. When half of its shards (of the source's units, for download) are done, its whole process
-group is killed, and it is run again. `done again` counts the shards that the killed run had begun and the second one did not keep: at
-most one per worker. Memory is the PSS (shared pages counted once) of all processes of the stage, the largest of a look every 0.1 s. Beside
-the large corpus a small one is run with kills and, by one worker, without: the manifests of both must be the same.
+Every stage is run as the process that DVC starts. When half of its shards are done (for download once of the source's units, and once of
+the corpus's shards), its whole process group is killed, and it is run again. `done again` counts the shards that the killed run had begun
+and the next one did not keep: at most one per worker, as each worker has one shard in work. Memory is the PSS (shared pages counted once)
+of all processes of the stage, the largest of a look every 0.1 s; it should be the same for a small corpus, which is run first, with kills
+and, by one worker, without: the manifests of both must be the same.
 """
 
 import json
@@ -36,11 +37,13 @@ from benchmarks.tokens import Peak, collect_texts, watch
 from prosemill.corpus.pieces import UNIT_BYTES
 from prosemill.params import Download, FilesCorpus, Group, ScratchModel, Tokenize, as_plain
 from prosemill.shards import MANIFEST, HashingWriter, Row, Task, run_shards
-from prosemill.workspace import BLOCKS, CORPUS, PARAMS, SHARD_WORK, TOKENS
+from prosemill.workspace import BLOCKS, CORPUS, PARAMS, SHARD_WORK, SPLITS, TOKENS
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("download", "tokenize", "group")
-SHARDS_OF = {"download": "read", "tokenize": "tokenize", "group": "group"}  # the work that is killed
+KILLED_IN = {"download": ("read", "download"), "tokenize": ("tokenize",), "group": ("group",)}  # names of work on shards
+LAST_FILES = {"read": "*/*.texts.json", "download": f"{SPLITS[-1]}/*.json", "tokenize": "*/*.bin.json", "group": "*/*.bin.json"}
+MEMORY_LIMIT = 2e9  # bytes
 NUM_SHARDS = 64
 FILE_BYTES = 200_000_000
 SMALL_GIGABYTES = 0.3
@@ -64,15 +67,26 @@ class TextTask(Task):
 
 
 @dataclass
+class Kill:
+    """What a kill cost."""
+
+    work: str
+    """Name of the work that was under way."""
+    seconds: float
+    """From the stage's start to the kill."""
+    num_begun: int
+    """Shards that the killed run had begun, finished ones included."""
+    num_kept: int = 0
+    """Shards of it that the next run found whole."""
+
+
+@dataclass
 class Stage:
     """What happened to a stage."""
 
-    seconds: list[float] = field(default_factory=list)
-    """Of the run that was killed, if one was, and of the run that came to its end."""
-    num_kept: int = 0
-    """Shards that the last run found whole."""
-    num_begun: int = 0
-    """Shards that the killed run had begun, finished ones included."""
+    kills: list[Kill] = field(default_factory=list)
+    seconds: float = 0.0
+    """Of the run that came to its end."""
     peak: Peak = field(default_factory=Peak)
 
 
@@ -149,56 +163,64 @@ def run_pipeline(root: Path, processes: int, *, kill: bool) -> dict[str, Stage]:
     """All stages from nothing, each killed half-way or not."""
     stages = {}
     for name in STAGES:
-        stages[name] = Stage()
-        if kill:
-            run_stage(name, root, processes, stages[name], half=max(1, num_shards(name, root) // 2))
-            stages[name].num_begun = len(begun(name, root))
-        run_stage(name, root, processes, stages[name], half=None)
+        stage = stages[name] = Stage()
+        for work in KILLED_IN[name] if kill else ():
+            seconds = run_stage(name, root, processes, stage, killed_in=work)
+            stage.kills.append(Kill(work, seconds, len(begun(work, root))))
+        stage.seconds = run_stage(name, root, processes, stage, killed_in=None)
     return stages
 
 
-def run_stage(name: str, root: Path, processes: int, stage: Stage, half: int | None) -> None:
-    """One stage until its end, or until so many of its shards are finished."""
+def run_stage(name: str, root: Path, processes: int, stage: Stage, killed_in: str | None) -> float:
+    """One stage until its end, or until half of some work is finished; its seconds. Notes what it kept of a killed run before."""
     environment = os.environ | {"PROSEMILL_WORKERS": str(processes), "PYTHONPATH": str(ROOT)}
+    half = max(1, num_shards(killed_in, root) // 2) if killed_in else 0
     start = time.monotonic()
     with (root / "log").open("w") as log:
         command = [sys.executable, "-m", f"stages.{name}"]
         child = subprocess.Popen(command, cwd=root, env=environment, stderr=log, start_new_session=True)
-    process = psutil.Process(child.pid)
-    watch(process, stage.peak, lambda: child.poll() is not None or (half is not None and len(finished(name, root)) >= half))
+
+    def has_ended() -> bool:
+        return child.poll() is not None or (killed_in is not None and num_finished(killed_in, root) >= half)
+
+    watch(psutil.Process(child.pid), stage.peak, has_ended)
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
         time.sleep(1)  # the workers are of the same group; let the system clear them away
-    elif half is not None:
+    elif killed_in:
         print(f"note: {name} came to its end before it was killed", file=sys.stderr)
     said = (root / "log").read_text(encoding="utf-8")
     assert child.returncode in (0, -signal.SIGKILL), said
-    stage.seconds.append(time.monotonic() - start)
-    kept = re.search(rf"^{SHARDS_OF[name]}: (\d+) of \d+ shards were whole", said, re.MULTILINE)
-    stage.num_kept = int(kept[1]) if kept else 0
+    for before in stage.kills[-1:]:
+        kept = re.search(rf"^{before.work}: (\d+) of \d+ shards were whole", said, re.MULTILINE)
+        before.num_kept = int(kept[1]) if kept else 0
+    return time.monotonic() - start
 
 
-def num_shards(name: str, root: Path) -> int:
-    """Shards of the work that is killed; of units at least so many."""
-    if name == "download":
+def num_shards(work: str, root: Path) -> int:
+    """Shards of some work; of units at least so many."""
+    if work == "read":
         return sum(max(1, path.stat().st_size // UNIT_BYTES) for path in (root / "texts").glob("*.jsonl"))
-    return len((root / {"tokenize": CORPUS, "group": TOKENS}[name] / MANIFEST).read_text(encoding="utf-8").splitlines())
+    if work == "download":
+        return NUM_SHARDS
+    return len((root / {"tokenize": CORPUS, "group": TOKENS}[work] / MANIFEST).read_text(encoding="utf-8").splitlines())
 
 
-def begun(name: str, root: Path) -> set[str]:
+def begun(work: str, root: Path) -> set[str]:
     """Names of the shards of which there is any file."""
-    return {_shard_of(path) for path in (root / SHARD_WORK).glob(f"{SHARDS_OF[name]}-*/**/*") if path.is_file()}
+    return {shard_of(work, path) for path in (root / SHARD_WORK).glob(f"{work}-*/**/*") if path.is_file()}
 
 
-def finished(name: str, root: Path) -> set[str]:
-    """Names of the shards whose last sidecar is there."""
-    last = "*.texts.json" if name == "download" else "*.bin.json"
-    return {_shard_of(path) for path in (root / SHARD_WORK).glob(f"{SHARDS_OF[name]}-*/**/{last}")}
+def num_finished(work: str, root: Path) -> int:
+    """How many shards have the sidecar that is written last."""
+    return len(list((root / SHARD_WORK).glob(f"{work}-*/{LAST_FILES[work]}")))
 
 
-def _shard_of(path: Path) -> str:
-    return f"{path.parent.name}/{path.name.partition('.')[0]}"
+def shard_of(work: str, path: Path) -> str:
+    """Name of the shard that a file belongs to; one of download's has a file in each split."""
+    name = path.name.partition(".")[0]
+    return name if work == "download" else f"{path.parent.name}/{name}"
 
 
 def manifests(root: Path) -> list[str]:
@@ -206,18 +228,22 @@ def manifests(root: Path) -> list[str]:
     return [(root / folder / MANIFEST).read_text(encoding="utf-8") for folder in (CORPUS, TOKENS, BLOCKS)]
 
 
-def report(root: Path, stages: Mapping[str, Stage], processes: int) -> None:
-    """Print a Markdown table, and what download dropped."""
+def report(root: Path, stages: Mapping[str, Stage], small: Mapping[str, Stage], processes: int) -> None:
+    """Print Markdown tables, and what download dropped; then hold them against what they must reach."""
     num_bytes = sum(path.stat().st_size for path in (root / "texts").glob("*.jsonl"))
     print(f"\n{num_bytes / 1e9:.2f} GB of JSON Lines, {processes} processes, each stage killed half-way and run again\n")
-    print("| stage | seconds until the kill | seconds after it | begun | kept | done again | peak PSS, MB |\n|---|---|---|---|---|---|---|")
+    print("| stage | killed in | after, s | shards begun | kept | done again |\n|---|---|---|---|---|---|")
+    kills = [(name, kill) for name, stage in stages.items() for kill in stage.kills]
+    for name, kill in kills:
+        again = kill.num_begun - kill.num_kept
+        print(f"| {name} | {kill.work} | {kill.seconds:.0f} | {kill.num_begun} | {kill.num_kept} | {again} |")
+    print(f"\n| stage | last run, s | peak PSS, MB | peak PSS of the {SMALL_GIGABYTES} GB corpus, MB |\n|---|---|---|---|")
     for name, stage in stages.items():
-        first, second = stage.seconds
-        again = stage.num_begun - stage.num_kept
-        print(f"| {name} | {first:.0f} | {second:.0f} | {stage.num_begun} | {stage.num_kept} | {again} | {stage.peak.pss / 1e6:,.0f} |")
-        assert again <= processes, name
+        print(f"| {name} | {stage.seconds:.0f} | {stage.peak.pss / 1e6:,.0f} | {small[name].peak.pss / 1e6:,.0f} |")
     metrics = json.loads((root / "metrics/download.json").read_text(encoding="utf-8"))["corpus"]
     print("\n" + ", ".join(f"{name} {value:,}" for name, value in metrics.items() if isinstance(value, int)))
+    assert all(kill.num_begun - kill.num_kept <= processes for _, kill in kills)
+    assert all(stage.peak.pss < MEMORY_LIMIT for stage in stages.values())
 
 
 def main(
@@ -228,13 +254,14 @@ def main(
     """Measure the first three stages on a large corpus."""
     with tempfile.TemporaryDirectory(prefix="prosemill-benchmark-") as folder:
         root, source = Path(folder), text.resolve()
-        make_workspace(root / "large", source, gigabytes)
-        report(root / "large", run_pipeline(root / "large", processes, kill=True), processes)
-        for name, kill in (("killed", True), ("unkilled", False)):
+        small = {}
+        for name, kill in (("unkilled", False), ("killed", True)):
             make_workspace(root / name, source, min(gigabytes, SMALL_GIGABYTES))
-            run_pipeline(root / name, processes if kill else 1, kill=kill)
+            small = run_pipeline(root / name, processes if kill else 1, kill=kill)
         assert manifests(root / "killed") == manifests(root / "unkilled")
-        print("\nthe manifests of a small corpus, with kills and without, are the same")
+        print("the manifests of a small corpus, with kills and without, are the same")
+        make_workspace(root / "large", source, gigabytes)
+        report(root / "large", run_pipeline(root / "large", processes, kill=True), small, processes)
         os.chdir(ROOT)
 
 

@@ -24,11 +24,10 @@ import yaml
 from prosemill.errors import ProsemillError
 from prosemill.metrics import write_metrics
 from prosemill.shards import write_durably
-from prosemill.workspace import EXPERIMENTS, METRICS, PARAMS, REPORTS
+from prosemill.workspace import COMPARISON, EXPERIMENTS, METRICS, PARAMS
 
 FILES = (PARAMS, METRICS / "download.json", METRICS / "train.json", METRICS / "evaluation.json")
-KEPT = REPORTS / "comparison.json"
-SHOWN = REPORTS / "comparison.md"
+KEPT = COMPARISON.with_suffix(".json")
 NAMED_GROUPS = ("model", "corpus")
 
 HEADER = [
@@ -79,7 +78,7 @@ def read_experiments() -> list[Experiment]:
         ProsemillError: there is none, or a file is broken.
     """
     found: dict[str, Experiment] = {}
-    for experiment in (*_kept(), *_of_dvc(), *_of_workspace()):
+    for experiment in (*kept_experiments(), *_of_dvc(), *_of_workspace()):
         found[experiment.command] = experiment
     if not found:
         raise ProsemillError("there is no evaluated experiment here: run `make run` or `dvc exp run -S model=gpt2-mini` first")
@@ -107,7 +106,7 @@ def print_comparison(experiments: Sequence[Experiment]) -> None:
 def write_comparison(experiments: Sequence[Experiment]) -> None:
     """Keep the experiments in reports/comparison.json, and show them in reports/comparison.md."""
     write_metrics(KEPT, {experiment.command: asdict(experiment) for experiment in experiments})
-    write_durably(SHOWN, "# Experiments side by side\n\n" + comparison_text(experiments) + "\n")
+    write_durably(COMPARISON, "# Experiments side by side\n\n" + comparison_text(experiments) + "\n")
 
 
 def comparison_text(experiments: Sequence[Experiment]) -> str:
@@ -165,7 +164,8 @@ def _box() -> Any:
     return box.SIMPLE_HEAD
 
 
-def _kept() -> list[Experiment]:
+def kept_experiments() -> list[Experiment]:
+    """Those of reports/comparison.json, in the order in which they were shown."""
     if not KEPT.is_file():
         return []
     return [_from_plain(values) for values in _parse(KEPT.read_text(encoding="utf-8"), str(KEPT)).values()]
@@ -246,7 +246,7 @@ def _experiment(texts: Sequence[str], where: str) -> list[Experiment]:
 
 
 def command_of(params: dict[str, Any]) -> str:
-    """The command whose experiment has these params: the files of the groups that come nearest to them, and every value that still differs."""
+    """The command whose experiment has these params: the files of the groups that come nearest, and every value that still differs."""
     default = yaml.safe_load((EXPERIMENTS / "default.yaml").read_text(encoding="utf-8"))["defaults"]
     usual = {group: choice for entry in default if isinstance(entry, dict) for group, choice in entry.items()}
     named = {group: _file_named(group, params["download"][group].get("name")) for group in NAMED_GROUPS}

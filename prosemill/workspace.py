@@ -14,6 +14,7 @@ BASE_MODEL = Path("models/base")
 TRAINED_MODEL = Path("models/trained")
 METRICS = Path("metrics")
 REPORTS = Path("reports")
+COMPARISON = REPORTS / "comparison.md"
 SHARD_WORK = Path(".shards")
 CHECKPOINTS = Path(".checkpoints")
 TRACKING = Path(".mlflow")

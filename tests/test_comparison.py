@@ -11,6 +11,9 @@ import pytest
 import yaml
 from dvc.utils.hydra import compose_and_dump
 
+from typer.testing import CliRunner
+
+from prosemill.cli import app
 from prosemill.comparison import Experiment, command_of, comparison_text, print_comparison, read_experiments, write_comparison
 from prosemill.errors import ProsemillError
 
@@ -86,7 +89,7 @@ def keep_as_dvc_does(name: str) -> None:
         (["model=gpt2", "method=own"], "dvc exp run -S model=gpt2"),
         (["method=lora", "train.lora.targets=[q_proj]"], """dvc exp run -S method=lora -S 'train.lora.targets=["q_proj"]'"""),
         (["model=tiny", "train.lora={r:4,alpha:8,dropout:0.0,targets:null}"], None),
-        (["corpus=my-files", "train.sample_prompts=[\"It's, or: {so}\",second]"], None),
+        (["corpus=my-files", 'train.sample_prompts=["It\'s, or: {so}",second]'], None),
         (["model=gpt2", "download.model.repository=a folder/of mine"], None),
     ],
 )
@@ -140,7 +143,9 @@ def test_directions_and_corpora_have_tables_of_their_own(capsys: pytest.CaptureF
 def test_what_is_kept_comes_back_as_it_was() -> None:
     run_experiment("model=tiny", trained=2.0)
     (before,) = read_experiments()
-    write_comparison([before])
+    shown = CliRunner().invoke(app, ["compare", "--write"])
+    assert shown.exit_code == 0
+    assert "tiny: dvc exp run -S model=tiny" in shown.output
     shutil.rmtree("metrics")
     (after,) = read_experiments()
     assert isinstance(after, Experiment)

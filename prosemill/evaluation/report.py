@@ -17,6 +17,7 @@ from prosemill.evaluation.protocol import Evaluation
 from prosemill.evaluation.table import HEADER, NUMERIC, headline, table_cells
 from prosemill.metrics import write_metrics
 from prosemill.shards import write_durably
+from prosemill.workspace import COMPARISON
 
 REPORT = "evaluation.md"
 SAMPLES = "samples.json"
@@ -55,6 +56,10 @@ def report_text(evaluation: Evaluation, *, has_loss_curve: bool) -> str:
     parts += ["## The same beginnings, continued", _shown_intro(evaluation), *_shown(evaluation)]
     parts += ["## Protocol", _settings(metrics), "\n".join(f"- {as_markdown(note)}" for note in metrics["protocol"]["notes"])]
     parts += ["## Sources", *(_source(name, source) for name, source in evaluation.sources.items())]
+    parts += [
+        "## Beside other experiments",
+        f"`prosemill compare --write` puts all experiments side by side into [{COMPARISON.name}]({COMPARISON.name}).",
+    ]
     return "\n\n".join(parts) + "\n"
 
 

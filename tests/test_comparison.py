@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from dvc.utils.hydra import compose_and_dump
-
 from typer.testing import CliRunner
 
 from prosemill.cli import app

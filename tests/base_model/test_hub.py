@@ -16,9 +16,10 @@ import torch
 from prosemill.base_model import build_base_model
 from prosemill.errors import ProsemillError
 from prosemill.families import families
-from prosemill.params import HubModel, ScratchModel
+from prosemill.params import HubModel
 from prosemill.pretrained import load_model, load_tokenizer
 from tests.base_model.conftest import download
+from tests.models import write_model
 
 OUTPUT = Path("models/base")
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -69,9 +70,7 @@ def test_a_local_folder_keeps_its_logits_and_its_tokens(folder: Path, prose: lis
 
 @pytest.mark.parametrize("family", list(families()))
 def test_every_family_comes_from_a_folder_of_the_hubs_format(folder: Path, family: str) -> None:
-    shape = ScratchModel(source="scratch", name="tiny", family=family, hidden_size=32, num_heads=4, context_size=64)
-    model = families()[family].draw(shape, 1024)
-    model.save_pretrained(folder)
+    model = write_model(folder, family, folder, context_size=64)
     metrics = build(folder)
     assert (metrics["family"], metrics["context_size"]) == (family, None if family == "t5" else 64)
     built = load_model(OUTPUT)

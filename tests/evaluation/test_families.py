@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from prosemill.evaluation import evaluate_models
 from prosemill.families import families
-from prosemill.params import Evaluate, ScratchModel
+from prosemill.params import Evaluate
 from tests.evaluation.corpus import SOURCE, write_corpus, write_tokens
+from tests.models import write_model
 
 CONTEXT = 16
 SECTION = Evaluate(
@@ -36,10 +36,7 @@ def folders_of(family: str, root: Path, tiny_model: Path, prose: list[str]) -> d
     folders = {"corpus": write_corpus(root / "corpus", {"test": [texts]}), "tokens": write_tokens(root / "tokens", tiny_model, prose[9:])}
     for seed, name in enumerate(("base", "trained")):
         folders[name] = root / name
-        shape = ScratchModel(source="scratch", name="tiny", family=family, hidden_size=32, num_heads=4, context_size=64, seed=seed)
-        families()[family].draw(shape, 1024).save_pretrained(root / name)
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copyfile(tiny_model / file, root / name / file)
+        write_model(root / name, family, tiny_model, context_size=64, seed=seed)
         (root / name / "SOURCE.json").write_text(json.dumps(SOURCE))
     return folders
 

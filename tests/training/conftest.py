@@ -1,4 +1,4 @@
-"""Blocks of real text for the tiny model, made by the pipeline's own stages."""
+"""Blocks of real text for the tiny models, made by the pipeline's own stages, and a base model of every family."""
 
 import json
 from collections.abc import Iterator
@@ -7,21 +7,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 
 from prosemill.corpus import build_corpus
+from prosemill.families import families
 from prosemill.params import Download, Group, Tokenize, Train, parse_section
-from prosemill.tokens import group_tokens, tokenize_corpus
-from prosemill.training import train_model
+from prosemill.tokens import Blocks, group_tokens, tokenize_corpus
+from prosemill.training import build_trainer, train_model
+from prosemill.training.trainer import TokenWeightedTrainer
+from tests.models import write_model
 
 BLOCK_SIZE = 64
+
+
+FULL: dict[str, Any] = {"lora": None, "learning_rate": 3e-3}
+LORA: dict[str, Any] = {"lora": {"r": 4, "alpha": 8}, "learning_rate": 3e-2}
 
 
 @pytest.fixture(scope="session")
 def blocks(tmp_path_factory: pytest.TempPathFactory, prose: list[str], tiny_model: Path) -> Path:
     """A data/blocks folder: blocks of 64 tokens of the help topics, a fifth of them for validation."""
-    root = tmp_path_factory.mktemp("blocks")
+    return make_blocks(tmp_path_factory.mktemp("blocks"), prose, tiny_model)
+
+
+@pytest.fixture(scope="session")
+def brief_blocks(tmp_path_factory: pytest.TempPathFactory, prose: list[str], tiny_model: Path) -> Path:
+    """Blocks of 64 tokens of documents so short that every block holds the end of one."""
+    return make_blocks(tmp_path_factory.mktemp("brief-blocks"), [" ".join(text.split()[:8]) for text in prose], tiny_model)
+
+
+def make_blocks(root: Path, texts: list[str], tokenizer: Path) -> Path:
+    """The blocks of these documents, by the stages before training."""
     (root / "files").mkdir()
-    for number, text in enumerate(prose):
+    for number, text in enumerate(texts):
         (root / "files" / f"{number:03d}.txt").write_text(text, encoding="utf-8")
     values = {
         "corpus": {"source": "files", "name": "topics", "root": "files"},
@@ -33,9 +51,17 @@ def blocks(tmp_path_factory: pytest.TempPathFactory, prose: list[str], tiny_mode
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         build_corpus(section, root / "corpus")
-        tokenize_corpus(Tokenize(), root / "corpus", tiny_model, root / "tokens")
-        group_tokens(Group(block_size=BLOCK_SIZE), root / "tokens", tiny_model, root / "blocks")
+        tokenize_corpus(Tokenize(), root / "corpus", tokenizer, root / "tokens")
+        group_tokens(Group(block_size=BLOCK_SIZE), root / "tokens", tokenizer, root / "blocks")
     return root / "blocks"
+
+
+@pytest.fixture(scope="session", params=list(families()))
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A tiny random model of each family in turn, with the tokenizer of the blocks."""
+    folder: Path = tmp_path_factory.mktemp(request.param)
+    write_model(folder, request.param, tiny_model)
+    return folder
 
 
 def train_section(**values: Any) -> Train:
@@ -51,6 +77,11 @@ def train(section: Train, blocks: Path, base: Path, root: Path) -> dict[str, Any
     train_model(section, blocks=blocks, base=base, output=root / "trained", metrics=metrics, reports=root / "reports")
     values: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
     return values
+
+
+def trainer_of(section: Train, blocks: Path, base: Path, root: Path, *callbacks: TrainerCallback) -> TokenWeightedTrainer:
+    """The Trainer of a run that is not tracked, ready to train."""
+    return build_trainer(section, Blocks.open(blocks, "train"), Blocks.open(blocks, "validation"), base, root / "x", list(callbacks))
 
 
 @pytest.fixture(scope="session", autouse=True)

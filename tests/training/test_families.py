@@ -1,7 +1,5 @@
 """Every family trains through the same door: with LoRA and in full, in parts and at once, with either optimizer."""
 
-import json
-import shutil
 from copy import deepcopy as copy_of
 from pathlib import Path
 from typing import Any
@@ -11,31 +9,13 @@ import torch
 from transformers import TrainerCallback
 
 from prosemill.errors import ProsemillError
-from prosemill.families import families, family_of
-from prosemill.params import ScratchModel
+from prosemill.families import family_of
 from prosemill.pretrained import load_model
 from prosemill.tokens import Blocks
-from prosemill.training import build_trainer
 from prosemill.training.adapters import load_base
 from prosemill.training.loss import validation_nll
 from prosemill.training.muon import MuonAndAdamW
-from tests.training.conftest import inside, train, train_section
-
-
-@pytest.fixture(scope="session", params=list(families()))
-def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A tiny random model of each family in turn, with the tokenizer of the blocks."""
-    folder: Path = tmp_path_factory.mktemp(request.param)
-    shape = ScratchModel(source="scratch", name="tiny", family=request.param, hidden_size=32, num_heads=4, context_size=128)
-    families()[request.param].draw(shape, 1024).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(tiny_model / name, folder / name)
-    (folder / "SOURCE.json").write_text(json.dumps({"name": "tiny"}))
-    return folder
-
-
-FULL: dict[str, Any] = {"lora": None, "learning_rate": 3e-3}
-LORA: dict[str, Any] = {"lora": {"r": 4, "alpha": 8}, "learning_rate": 3e-2}
+from tests.training.conftest import FULL, LORA, inside, train, train_section, trainer_of
 
 
 @pytest.mark.parametrize("method", [FULL, LORA, FULL | {"optimizer": "muon"}], ids=["full", "lora", "muon"])
@@ -50,9 +30,9 @@ def test_every_family_learns(base: Path, blocks: Path, tmp_path: Path, method: d
         assert metrics["num_parameters"] == load_model(base).num_parameters()
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-def test_parts_make_the_gradient_of_the_whole_batch_in_the_trainer(base: Path, blocks: Path, tmp_path: Path, parts: int) -> None:
-    """Trainer itself divides and counts: its first step of 8 blocks, in parts of 8, 4 and 2 blocks."""
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_parts_make_the_gradient_of_the_whole_batch_in_the_trainer(base: Path, brief_blocks: Path, tmp_path: Path, parts: int) -> None:
+    """Trainer itself divides and counts: its first step of 8 blocks, in parts of 8, 4, 2 and 1 blocks that hold document borders."""
 
     class Keep(TrainerCallback):
         gradient = torch.zeros(0)
@@ -63,10 +43,12 @@ def test_parts_make_the_gradient_of_the_whole_batch_in_the_trainer(base: Path, b
     def gradient(accumulation: int) -> torch.Tensor:
         section, keep = train_section(**FULL, batch_size=8, gradient_accumulation=accumulation, max_steps=1, max_grad_norm=1e9), Keep()
         with inside(tmp_path / str(accumulation)) as root:
-            trainer = build_trainer(section, Blocks.open(blocks, "train"), Blocks.open(blocks, "validation"), base, root / "x", [keep])
-            trainer.train()
+            trainer_of(section, brief_blocks, base, root, keep).train()
         return keep.gradient
 
+    training = Blocks.open(brief_blocks, "train")
+    assert len(training) >= 8
+    assert all(training.end_of_text_id in training[number][:-1] for number in range(len(training)))
     whole, divided = gradient(1), gradient(parts)
     assert float(whole.norm()) > 0
     assert float((whole - divided).norm() / whole.norm()) < 1e-4
@@ -75,7 +57,7 @@ def test_parts_make_the_gradient_of_the_whole_batch_in_the_trainer(base: Path, b
 def test_the_first_training_loss_is_the_mean_over_predicted_tokens(base: Path, blocks: Path, tmp_path: Path) -> None:
     section = train_section(**FULL, batch_size=8, gradient_accumulation=2, max_steps=1)
     with inside(tmp_path) as root:
-        trainer = build_trainer(section, Blocks.open(blocks, "train"), Blocks.open(blocks, "validation"), base, root / "x", [])
+        trainer = trainer_of(section, blocks, base, root)
         (batches,) = [trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 2, torch.device("cpu"))[0]]
         model = load_model(base)
         model.config.use_cache = False
@@ -98,7 +80,7 @@ def test_frozen_weights_in_bf16_merge_into_the_originals(base: Path, blocks: Pat
 def test_adapters_stay_in_fp32_beside_a_bf16_base(base: Path, blocks: Path, tmp_path: Path) -> None:
     section = train_section(**LORA, base_precision="bf16")
     with inside(tmp_path) as root:
-        trainer = build_trainer(section, Blocks.open(blocks, "train"), Blocks.open(blocks, "validation"), base, root / "x", [])
+        trainer = trainer_of(section, blocks, base, root)
     assert trainer.model is not None
     kinds = {parameter.requires_grad: parameter.dtype for parameter in trainer.model.parameters()}
     assert kinds == {True: torch.float32, False: torch.bfloat16}

@@ -1,5 +1,6 @@
 """Every family trains through the same door: with LoRA and in full, in parts and at once, with either optimizer."""
 
+from collections import Counter
 from copy import deepcopy as copy_of
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,35 @@ def test_parts_make_the_gradient_of_the_whole_batch_in_the_trainer(base: Path, b
     whole, divided = gradient(1), gradient(parts)
     assert float(whole.norm()) > 0
     assert float((whole - divided).norm() / whole.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
+def test_gradient_checkpointing_computes_every_layer_twice_and_the_same_losses(
+    base: Path, blocks: Path, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    targets = family_of(base).lora_targets
+
+    def calls_and_losses(*, checkpointing: bool) -> tuple[Counter[str], list[float]]:
+        """How often each layer that gets an adapter ran while training, and the losses of all steps."""
+        calls: Counter[str] = Counter()
+
+        def count(name: str, layer: torch.nn.Module) -> None:
+            calls[name] += layer.training
+
+        with inside(tmp_path / str(checkpointing)) as root:
+            trainer = trainer_of(train_section(**method, gradient_checkpointing=checkpointing), blocks, base, root)
+            assert trainer.model is not None
+            for name, layer in trainer.model.named_modules():
+                if name.rpartition(".")[2] in targets:
+                    layer.register_forward_pre_hook(lambda layer, _, name=name: count(name, layer))
+            trainer.train()
+        return calls, [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+    calls, losses = calls_and_losses(checkpointing=False)
+    calls_twice, same_losses = calls_and_losses(checkpointing=True)
+    assert set(calls.values()) == {4}, "once a step"
+    assert calls_twice == Counter({name: 2 * number for name, number in calls.items()})
+    assert same_losses == pytest.approx(losses, rel=1e-6)
 
 
 def test_the_first_training_loss_is_the_mean_over_predicted_tokens(base: Path, blocks: Path, tmp_path: Path) -> None:

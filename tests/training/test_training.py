@@ -139,14 +139,6 @@ def test_stops_early_when_asked(tmp_path: Path, blocks: Path, tiny_model: Path) 
         assert train(section, blocks, tiny_model, root)["num_steps"] < 20
 
 
-def test_gradient_checkpointing_changes_nothing_but_the_memory(
-    trained: tuple[Path, Any], tmp_path: Path, blocks: Path, tiny_model: Path
-) -> None:
-    with inside(tmp_path) as root:
-        train(train_section(gradient_checkpointing=True), blocks, tiny_model, root)
-    assert losses(root, "train_loss") == pytest.approx(losses(trained[0], "train_loss"), rel=1e-6)
-
-
 def test_epochs_count_the_blocks(tmp_path: Path, blocks: Path, tiny_model: Path) -> None:
     section = train_section(max_steps=None, num_epochs=0.05, evaluation_interval=50, sampling_interval=50)
     with inside(tmp_path) as root:

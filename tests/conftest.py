@@ -7,6 +7,8 @@ os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "TOKENIZERS_PARALLELISM": "fa
 
 import json
 import pydoc_data.topics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,22 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, prose: list[str]) -> Pa
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tracking_store(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment of one tracking store for all runs: making a new one takes longer than training the tiny model."""
+    address = f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
+    return {"MLFLOW_TRACKING_URI": address, "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"}
+
+
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables of the environment for a while."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture

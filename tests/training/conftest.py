@@ -15,6 +15,7 @@ from prosemill.params import Download, Group, Tokenize, Train, parse_section
 from prosemill.tokens import Blocks, group_tokens, tokenize_corpus
 from prosemill.training import build_trainer, train_model
 from prosemill.training.trainer import TokenWeightedTrainer
+from tests.conftest import environment
 from tests.models import write_model
 
 BLOCK_SIZE = 64
@@ -85,11 +86,9 @@ def trainer_of(section: Train, blocks: Path, base: Path, root: Path, *callbacks:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def tracking_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One tracking store for all runs here: making a new one takes longer than training the tiny model."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db")
-        patch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+def tracked(tracking_store: dict[str, str]) -> Iterator[None]:
+    """All runs here go into one tracking store."""
+    with environment(tracking_store):
         yield
 
 

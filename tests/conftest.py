@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from prosemill.end_of_text import END_OF_TEXT
+from tests.wikitext_files import SAMPLE, WikiText, needs_sample, write_wikitext
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +59,14 @@ def tracking_store(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment of one tracking store for all runs: making a new one takes longer than training the tiny model."""
     address = f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
     return {"MLFLOW_TRACKING_URI": address, "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"}
+
+
+@pytest.fixture(scope="session", params=[pytest.param("official", marks=needs_sample), "written"])
+def wikitext(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, prose: list[str]) -> WikiText:
+    """A file in WikiText's format: the official one of sixty articles, and one of eight that is always there."""
+    if request.param == "official":
+        return WikiText(SAMPLE, 60)
+    return write_wikitext(tmp_path_factory.mktemp("wikitext") / "wiki.valid.tokens", [text[:1500] for text in prose[:8]])
 
 
 @contextmanager

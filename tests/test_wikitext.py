@@ -1,16 +1,13 @@
 """WikiText's lines are joined into articles without losing a byte, and its tokenisation is undone rule by rule."""
 
 import string
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prosemill.wikitext import articles, detokenize
-
-SAMPLE = Path(__file__).parents[1] / "../shared/data/wikitext-2/wiki.valid.tokens"
-needs_sample = pytest.mark.skipif(not SAMPLE.is_file(), reason=f"the sample {SAMPLE} is missing")
+from tests.wikitext_files import SAMPLE, WikiText, needs_sample
 
 LINES = [
     b" \n",
@@ -31,19 +28,22 @@ def read(*lines: bytes) -> list[tuple[str, bytes]]:
     return list(articles(lines))
 
 
-@needs_sample
-def test_the_real_sample_has_sixty_articles_and_keeps_every_byte() -> None:
-    with SAMPLE.open("rb") as file:
+def test_a_whole_file_falls_into_its_articles_and_keeps_every_byte(wikitext: WikiText) -> None:
+    with wikitext.path.open("rb") as file:
         found = list(articles(file))
-    assert len(found) == 60
-    assert [title for title, _ in found[:2]] == ["Homarus gammarus", "Frank <unk>"]
-    assert b"".join(text for _, text in found) == SAMPLE.read_bytes()
+    assert len(found) == wikitext.num_articles
+    assert b"".join(text for _, text in found) == wikitext.path.read_bytes()
     assert all(f" = {title} = ".encode() in text.splitlines()[:2] for title, text in found)
 
 
 @needs_sample
-def test_rows_of_the_hub_give_the_same_articles() -> None:
+def test_the_official_files_titles_are_read() -> None:
     with SAMPLE.open("rb") as file:
+        assert [title for title, _ in articles(file)][:2] == ["Homarus gammarus", "Frank <unk>"]
+
+
+def test_rows_of_the_hub_give_the_same_articles(wikitext: WikiText) -> None:
+    with wikitext.path.open("rb") as file:
         lines = list(file)
     rows = [b"" if line.isspace() else line for line in lines]
     found = read(*rows)
@@ -117,11 +117,10 @@ def test_words_and_marks_become_prose(tokenized: str, prose: str) -> None:
     assert detokenize(prose) == prose
 
 
-@needs_sample
-def test_a_second_time_changes_nothing_in_the_real_sample() -> None:
-    prose = detokenize(SAMPLE.read_text(encoding="utf-8"))
+def test_a_second_time_changes_nothing_in_a_whole_file(wikitext: WikiText) -> None:
+    prose = detokenize(wikitext.path.read_text(encoding="utf-8"))
     assert detokenize(prose) == prose
-    assert "@" not in prose.replace("@@", "")
+    assert not any(f"@{mark}@" in prose for mark in "-,.")
     assert " ," not in prose.replace(' ",', "")
 
 
@@ -138,6 +137,7 @@ def test_no_text_is_refused_and_no_line_is_lost(text: str) -> None:
     assert detokenize(text).count("\n") == text.count("\n")
 
 
-def test_long_lines_of_marks_take_linear_time() -> None:
-    for mark in ("= ", "' ", '" ', "@-@ ", ". ", "1 : "):
-        assert detokenize(mark * 50_000 + "x")
+@pytest.mark.parametrize(("tokenized", "prose"), [("= ", "= "), ("@-@ ", "-"), ("( ", "("), ("1 : ", "1: "), ("$ 5 ", "$5 ")])
+def test_a_rule_holds_at_every_place_of_a_long_line(tokenized: str, prose: str) -> None:
+    for number in (1, 50_000):
+        assert detokenize(tokenized * number + "x") == prose * number + "x"

@@ -1,7 +1,7 @@
-"""WikiText's official validation file through download, tokenize, group, train and evaluate, against a calculation that shares no code."""
+"""A file in WikiText's format through download, tokenize, group, train and evaluate, against a calculation that shares no code."""
 
-import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prosemill.base_model import build_base_model
 from prosemill.corpus import build_corpus
 from prosemill.evaluation import evaluate_models
+from prosemill.evaluation.documents import read_split
 from prosemill.params import Download, Evaluate, Group, Tokenize, Train, parse_section
 from prosemill.tokens import group_tokens, tokenize_corpus
 from prosemill.training import train_model
+from prosemill.wikitext import detokenize
+from tests.conftest import environment
+from tests.wikitext_files import WikiText
 
-SAMPLE = Path(__file__).parents[2] / "../shared/data/wikitext-2/wiki.valid.tokens"
 CONTEXT = 256
 EVALUATE = Evaluate(
     context=CONTEXT,
@@ -30,25 +33,22 @@ EVALUATE = Evaluate(
     precision="fp32",
 )
 
-pytestmark = pytest.mark.skipif(not SAMPLE.is_file(), reason=f"WikiText's validation file is missing ({SAMPLE})")
-
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, prose: list[str]) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, prose: list[str], wikitext: WikiText, tracking_store: dict[str, str]) -> Path:
     """A workspace whose official validation split is the file, and whose other text is Python's help."""
     root = tmp_path_factory.mktemp("wikitext")
     (root / "wikitext-2").mkdir()
-    (root / "wikitext-2/wiki.valid.tokens").write_bytes(SAMPLE.read_bytes())
-    train = "".join(f" = Topic {number} = \n \n {text} \n \n" for number, text in enumerate(prose))
+    (root / "wikitext-2/wiki.valid.tokens").write_bytes(wikitext.path.read_bytes())
+    train = "".join(f" = Topic {number} = \n \n {text} \n \n" for number, text in enumerate(prose[8:]))
     (root / "wikitext-2/wiki.train.tokens").write_text(train, encoding="utf-8")
     corpus = {"source": "files", "name": "wikitext2", "root": "wikitext-2", "patterns": ["*.tokens"], "format": "wikitext"}
     shape = {"source": "scratch", "name": "tiny", "family": "gpt2", "vocabulary_size": 1024, "hidden_size": 32, "context_size": 512}
     download = parse_section("download", Download, {"corpus": corpus, "model": shape, "num_shards": 2, "test_share": 0.1})
     brief = {"max_steps": 2, "evaluation_interval": 2, "sampling_interval": 2, "sample_tokens": 2, "max_validation_blocks": 4}
     training = parse_section("train", Train, {**brief, "precision": "fp32"})
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, environment(tracking_store):
         patch.chdir(root)
-        patch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
         build_corpus(download, root / "corpus")
         build_base_model(download, root / "corpus", root / "base")
         tokenize_corpus(Tokenize(), root / "corpus", root / "base", root / "tokens")
@@ -58,9 +58,9 @@ def root(tmp_path_factory: pytest.TempPathFactory, prose: list[str]) -> Path:
     return root
 
 
-def articles_of_the_file() -> list[str]:
-    """The sixty articles, cut where a heading of the first level stands between blank lines."""
-    lines = SAMPLE.read_text(encoding="utf-8").splitlines(keepends=True)
+def articles_of(path: Path) -> list[str]:
+    """The articles, cut where a heading of the first level stands between blank lines."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     starts = [
         index
         for index, line in enumerate(lines)
@@ -87,12 +87,12 @@ def nll_by_hugging_faces_recipe(model: Any, ids: list[int], stride: int) -> floa
     return total
 
 
-def test_bits_per_byte_at_two_strides_agree_with_an_independent_calculation(root: Path) -> None:
+def test_bits_per_byte_at_two_strides_agree_with_an_independent_calculation(root: Path, wikitext: WikiText) -> None:
     folders = {name: root / name for name in ("corpus", "tokens", "base", "trained")}
     evaluation = evaluate_models(EVALUATE, **folders).metrics
-    texts = articles_of_the_file()
-    num_bytes = SAMPLE.stat().st_size
-    assert len(texts) == evaluation["data"]["num_documents"] == 60
+    texts = articles_of(wikitext.path)
+    num_bytes = wikitext.path.stat().st_size
+    assert len(texts) == evaluation["data"]["num_documents"] == wikitext.num_articles
     assert evaluation["base"]["num_bytes"] == len("".join(texts).encode()) == num_bytes
     tokenizer = AutoTokenizer.from_pretrained(root / "base")
     model = AutoModelForCausalLM.from_pretrained(root / "trained").eval()
@@ -106,10 +106,16 @@ def test_bits_per_byte_at_two_strides_agree_with_an_independent_calculation(root
 
 def test_detokenised_text_is_scored_on_its_own_bytes_and_the_originals_words(root: Path) -> None:
     folders = {name: root / name for name in ("corpus", "tokens", "base", "trained")}
-    section = parse_section("evaluate", Evaluate, json.loads(json.dumps(EVALUATE.__dict__)) | {"detokenize": True, "max_documents": 6})
-    plain = parse_section("evaluate", Evaluate, json.loads(json.dumps(EVALUATE.__dict__)) | {"max_documents": 6})
-    written, raw = evaluate_models(section, **folders).metrics, evaluate_models(plain, **folders).metrics
-    assert written["base"]["num_bytes"] < raw["base"]["num_bytes"]
-    assert written["base"]["num_words"] == raw["base"]["num_words"]
-    assert written["protocol"]["detokenize"] is True
-    assert any("tokenisation undone" in note for note in written["protocol"]["notes"])
+    evaluation = evaluate_models(replace(EVALUATE, detokenize=True, max_documents=6), **folders).metrics
+    originals = [document.text for document in read_split(root / "corpus", "validation", 6)[0]]
+    texts = [detokenize(text) for text in originals]
+    assert len(originals) == 6
+    assert all(text != original for text, original in zip(texts, originals, strict=True))
+    assert evaluation["trained"]["num_bytes"] == len("".join(texts).encode())
+    assert evaluation["trained"]["num_words"] == sum(len(text.split()) for text in originals)
+    tokenizer = AutoTokenizer.from_pretrained(root / "base")
+    model = AutoModelForCausalLM.from_pretrained(root / "trained").eval()
+    nll = math.fsum(nll_by_hugging_faces_recipe(model, tokenizer(text, add_special_tokens=False)["input_ids"], CONTEXT) for text in texts)
+    assert evaluation["trained"]["nll_sum"] == pytest.approx(nll, rel=1e-4)
+    assert evaluation["protocol"]["detokenize"] is True
+    assert any("tokenisation undone" in note for note in evaluation["protocol"]["notes"])

@@ -10,6 +10,7 @@ from prosemill.errors import ProsemillError
 from prosemill.params import SECTIONS, Download, Group, Train, parse_section, read_section
 from prosemill.params_help import keys_of
 
+ROOT = Path(__file__).parents[1]
 SCRATCH = {"source": "scratch", "name": "tiny"}
 PYTHON = {"source": "python-source", "name": "python"}
 WHEEL = {
@@ -60,6 +61,11 @@ def test_a_mistake_is_one_line_that_names_the_key(name: str, values: dict[str, A
 def test_numbers_that_yaml_reads_as_text_are_numbers(workspace: Path) -> None:
     (workspace / "params.yaml").write_text("train: {max_steps: 1, learning_rate: 1e-3}\n", encoding="utf-8")
     assert read_section("train", Train).learning_rate == 0.001
+
+
+def test_documents_stop_attention_unless_told_otherwise() -> None:
+    assert parse_section("train", Train, {"max_steps": 1}).documents_stop_attention is True
+    assert read_section("train", Train, ROOT / "params.yaml").documents_stop_attention is True
 
 
 @pytest.mark.parametrize(

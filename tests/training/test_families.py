@@ -1,5 +1,6 @@
 """Every family trains through the same door: with LoRA and in full, in parts and at once, with either optimizer."""
 
+import importlib.util
 from collections import Counter
 from copy import deepcopy as copy_of
 from pathlib import Path
@@ -17,6 +18,8 @@ from prosemill.training.adapters import load_base
 from prosemill.training.loss import validation_nll
 from prosemill.training.muon import MuonAndAdamW
 from tests.training.conftest import FULL, LORA, inside, train, train_section, trainer_of
+
+HAS_FOUR_BITS = torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes") is not None
 
 
 @pytest.mark.parametrize("method", [FULL, LORA, FULL | {"optimizer": "muon"}], ids=["full", "lora", "muon"])
@@ -120,6 +123,28 @@ def test_four_bits_need_cuda(base: Path) -> None:
     section = train_section(**LORA, base_precision="nf4")
     with pytest.raises(ProsemillError, match=r"`train.base_precision`: nf4 \(QLoRA\) needs a CUDA device.*set it to bf16"):
         load_base(section, base, torch.device("cpu"))
+
+
+def test_four_bits_name_the_package_that_they_need(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    section = train_section(**LORA, base_precision="nf4")
+    with pytest.raises(
+        ProsemillError, match=r"nf4 \(QLoRA\) needs bitsandbytes: run `pip install bitsandbytes`; or set it to bf16"
+    ) as caught:
+        load_base(section, base, torch.device("cuda"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not HAS_FOUR_BITS, reason="QLoRA needs a CUDA device and bitsandbytes")
+def test_a_step_over_four_bits_moves_what_has_adapters_alone(base: Path, blocks: Path, tmp_path: Path) -> None:
+    section = train_section(**LORA, base_precision="nf4", precision="bf16", max_steps=1, warmup_ratio=0.0)
+    with inside(tmp_path) as root:
+        metrics = train(section, blocks, base, root)
+    before, after = load_model(base).state_dict(), load_model(root / "trained").state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.split(".")[-2] in family_of(base).lora_targets and name.endswith(".weight")}
+    assert metrics["num_parameters"] == load_model(base).num_parameters(), "two weights of four bits lie in one byte"
 
 
 def test_targets_that_match_nothing_are_named_with_those_that_exist(base: Path, blocks: Path, tmp_path: Path) -> None:

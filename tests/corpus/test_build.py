@@ -1,3 +1,5 @@
+"""A corpus holds every text once, byte for byte, in the split it belongs to; whatever is not kept is counted."""
+
 import json
 from collections import Counter
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""No run of words of an evaluation document is left in the training text."""
+
 import random
 from pathlib import Path
 

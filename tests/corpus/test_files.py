@@ -1,3 +1,5 @@
+"""Files are read as they are, or refused in one line that names the file, the place and the remedy."""
+
 import json
 from pathlib import Path
 from typing import Any

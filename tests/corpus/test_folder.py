@@ -1,3 +1,5 @@
+"""Nothing outside the folder that the user named is ever read, and nothing that is no plain file."""
+
 import os
 import stat
 from pathlib import Path, PurePosixPath

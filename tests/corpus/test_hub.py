@@ -1,3 +1,5 @@
+"""A dataset of the hub is fetched at its pinned commit from the one endpoint, and whatever goes wrong is one line."""
+
 import hashlib
 import json
 import os

@@ -1,3 +1,5 @@
+"""A build that is killed at any point costs no finished work and leaves nothing half-written."""
+
 import json
 import os
 import shutil

@@ -1,3 +1,5 @@
+"""Of documents that are alike the first stays, the others are counted, and what is not alike is never dropped."""
+
 import json
 import random
 from dataclasses import dataclass

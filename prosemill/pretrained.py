@@ -49,7 +49,7 @@ def refuse_remote_code(folder: Path) -> None:
             config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except (ValueError, RecursionError) as error:
             raise ProsemillError(f"{path} is not JSON: {error}") from None
-        if "auto_map" in config:
+        if isinstance(config, dict) and "auto_map" in config:
             raise ProsemillError(
                 f"{path} names code of its own (auto_map), which Prosemill never runs: choose a model that transformers knows"
             )

@@ -70,11 +70,14 @@ def add_adapters(model: PreTrainedModel, lora: Lora | None, family: Family) -> A
     return get_peft_model(model, config)
 
 
-def count_parameters(model: nn.Module) -> tuple[int, int]:
+def count_parameters(model: Any) -> tuple[int, int]:
     """Parameters of the model without its adapters, and how many values were trained."""
+    from peft import PeftModel
+
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     adapters = sum(parameter.numel() for name, parameter in model.named_parameters() if ".lora_" in name)
-    return sum(parameter.numel() for parameter in model.parameters()) - adapters, trained
+    counting: Any = model.get_base_model() if isinstance(model, PeftModel) else model  # it knows of weights that share a byte
+    return counting.num_parameters() - adapters, trained
 
 
 def export(model: Any, base: Path, output: Path, identity: dict[str, Any]) -> None:
@@ -94,7 +97,7 @@ def export(model: Any, base: Path, output: Path, identity: dict[str, Any]) -> No
     if isinstance(model, PeftModel):
         model.peft_config["default"].base_model_name_or_path = base.as_posix()
         model.save_pretrained(str(temporary / ADAPTER))
-        if model.get_base_model().dtype != torch.float32:  # merge into the weights as they were before they were rounded
+        if any(parameter.dtype != torch.float32 for parameter in model.parameters()):  # merge into the weights before they were rounded
             model = PeftModel.from_pretrained(load_model(base), str(temporary / ADAPTER))
         model = model.merge_and_unload()
     model.config.use_cache = True

@@ -140,7 +140,7 @@ def test_a_missing_config_is_named(folder: Path) -> None:
     refused(folder, "upstream has no config.json")
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", "[" * 100_000])
+@pytest.mark.parametrize("content", ["{", "5", "[1]", "[" * 100_000])
 def test_a_broken_config_is_named(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
     refused(folder, r"config\.json.*(is not JSON|is not a JSON object)")

@@ -259,6 +259,8 @@ class Train:
     """adamw for fine-tuning; muon (Muon for the hidden matrices, AdamW for the rest) learns from random weights in fewer steps."""
     learning_rate: Positive = 1e-3
     """Peak learning rate."""
+    adamw_learning_rate: Positive | None = None
+    """With muon: peak learning rate of what AdamW trains, embeddings, norms and biases; null for the same rate."""
     batch_size: Count = 8
     """Blocks per optimiser step, over all processes."""
     gradient_accumulation: Count = 1
@@ -306,6 +308,8 @@ class Train:
     def __post_init__(self) -> None:
         if (self.num_epochs is None) == (self.max_steps is None):
             raise ValueError("give either num_epochs or max_steps, and set the other to null")
+        if self.adamw_learning_rate is not None and self.optimizer != "muon":
+            raise ValueError("adamw_learning_rate is for what muon leaves to AdamW: set optimizer to muon, or use learning_rate")
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(f"gradient_accumulation {self.gradient_accumulation} does not divide batch_size {self.batch_size}")
         if self.base_precision != "fp32" and self.lora is None:

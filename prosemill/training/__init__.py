@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 from prosemill.digests import sha256_of_file, sha256_of_value
@@ -97,8 +97,7 @@ def build_trainer(
     # A cache would switch off the reading of document borders from positions.
     model.config.use_cache = False
     stop = section.documents_stop_attention
-    rates = {"learning_rate": section.learning_rate, "weight_decay": section.weight_decay}
-    optimizer = MuonAndAdamW(model, **rates) if section.optimizer == "muon" else None
+    optimizer = _muon(section, model) if section.optimizer == "muon" else None
     trainer = TokenWeightedTrainer(
         model=model,
         args=training_arguments(section, checkpoints, arithmetic, device),
@@ -112,6 +111,15 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # the recorder speaks for the run
     return trainer
+
+
+def _muon(section: Train, model: PreTrainedModel) -> MuonAndAdamW:
+    return MuonAndAdamW(
+        model,
+        learning_rate=section.learning_rate,
+        adamw_learning_rate=section.adamw_learning_rate or section.learning_rate,
+        weight_decay=section.weight_decay,
+    )
 
 
 def training_arguments(section: Train, checkpoints: Path, arithmetic: Arithmetic, device: torch.device) -> TrainingArguments:

@@ -1,8 +1,9 @@
 """Muon (Jordan et al. 2024) for the hidden matrices and AdamW for all else, as one optimizer: for training from random weights.
 
-    optimizer = MuonAndAdamW(model, learning_rate=4e-3, weight_decay=0.1)
+    optimizer = MuonAndAdamW(model, learning_rate=6e-3, adamw_learning_rate=6e-3, weight_decay=0.1)
 
-Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"), so that one rate serves both.
+Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"), so that one rate serves both where
+embeddings are drawn small. T5 draws its own, and its biases by distance, many times wider, and learns faster at a higher rate of AdamW.
 """
 
 from collections.abc import Callable
@@ -22,19 +23,19 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     Args:
         model: The model; weights of linear layers but the output's are Muon's.
-        learning_rate: Of both.
+        learning_rate: Of Muon.
+        adamw_learning_rate: Of AdamW.
         weight_decay: Of both, decoupled; AdamW's spares what has less than two dimensions.
     """
 
-    def __init__(self, model: PreTrainedModel, *, learning_rate: float, weight_decay: float) -> None:
+    def __init__(self, model: PreTrainedModel, *, learning_rate: float, adamw_learning_rate: float, weight_decay: float) -> None:
         hidden, embeddings, vectors = _parts(model)
-        options: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
         groups: list[dict[str, Any]] = [{"params": embeddings}, {"params": vectors, "weight_decay": 0.0}]
         self._parts: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.Muon(hidden, adjust_lr_fn="match_rms_adamw", **options),
-            torch.optim.AdamW(groups, betas=ADAMW_BETAS, **options),
+            torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(groups, lr=adamw_learning_rate, weight_decay=weight_decay, betas=ADAMW_BETAS),
         )
-        super().__init__([*hidden, *embeddings, *vectors], options)
+        super().__init__([*hidden, *embeddings, *vectors], {"lr": learning_rate, "weight_decay": weight_decay})
         self._take_groups()
 
     def _take_groups(self) -> None:

@@ -162,7 +162,7 @@ def test_muon_takes_the_hidden_matrices_and_comes_back_from_its_state(base: Path
         optimizer.step()
 
     model = load_model(base)
-    optimizer = MuonAndAdamW(model, learning_rate=1e-3, weight_decay=0.1)
+    optimizer = MuonAndAdamW(model, learning_rate=1e-3, adamw_learning_rate=1e-2, weight_decay=0.1)
     assert sorted(id(p) for group in optimizer.param_groups for p in group["params"]) == sorted(map(id, model.parameters()))
     muon_group = optimizer.param_groups[0]
     embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
@@ -171,9 +171,26 @@ def test_muon_takes_the_hidden_matrices_and_comes_back_from_its_state(base: Path
     step(model, optimizer, 1)
     copy = load_model(base)
     copy.load_state_dict(model.state_dict())
-    restored = MuonAndAdamW(copy, learning_rate=9.0, weight_decay=0.0)
+    restored = MuonAndAdamW(copy, learning_rate=9.0, adamw_learning_rate=9.0, weight_decay=0.0)
     restored.load_state_dict(copy_of(optimizer.state_dict()))
     step(model, optimizer, 2)
     step(copy, restored, 2)
     for one, other in zip(model.parameters(), copy.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_muon_and_adamw_keep_their_own_rates(base: Path, blocks: Path, tmp_path: Path) -> None:
+    def rates(**values: float) -> dict[float, int]:
+        """How many parameters are trained at which rate."""
+        section = train_section(**FULL | {"learning_rate": 0.5}, optimizer="muon", **values)
+        with inside(tmp_path) as root:
+            optimizer = trainer_of(section, blocks, base, root).optimizer
+        assert optimizer is not None
+        groups = optimizer.param_groups
+        return {group["lr"]: sum(len(other["params"]) for other in groups if other["lr"] == group["lr"]) for group in groups}
+
+    num_parameters = len(list(load_model(base).parameters()))
+    assert rates() == {0.5: num_parameters}
+    apart = rates(adamw_learning_rate=0.25)
+    assert apart.keys() == {0.5, 0.25}
+    assert sum(apart.values()) == num_parameters

@@ -39,7 +39,7 @@ HUB = {"source": "hub", "name": "model", "repository": "a/b", "revision": "main"
         ("train", {"max_steps": 1, "lora": {"rank": 4}}, r"unknown key `train\.lora\.rank`"),
         ("train", {"max_steps": 1, "precision": "int8"}, r"`train\.precision`: .*'bf16'.*\(given 'int8'\)"),
         ("train", {"max_steps": 1, "learning_rate": float("nan")}, r"`train\.learning_rate`"),
-        ("train", {"max_steps": 1, "adamw_learning_rate": 0.1}, r"adamw_learning_rate is for what muon leaves to AdamW: set optimizer to muon"),
+        ("train", {"max_steps": 1, "adamw_learning_rate": 0.1}, r"adamw_learning_rate is for what muon leaves to AdamW"),
         ("train", {"max_steps": 1, "base_precision": "nf4"}, r"base_precision nf4 is for the frozen weights under lora: set lora"),
         ("download", {"corpus": PYTHON}, r"`download\.model` is missing"),
         ("download", {"corpus": {"source": "ftp"}, "model": SCRATCH}, r"`download\.corpus`: .*'ftp'.*'wheel', 'files'"),

@@ -172,11 +172,13 @@ class ScratchModel:
     name: Name
     """What tables and tracked runs call it."""
     family: str = "llama"
-    """Architecture: gpt2, gpt_neo, llama or t5 (a file of prosemill/families)."""
+    """Architecture: transformers' `model_type`, by the name of a file in prosemill/families."""
     vocabulary_size: Annotated[int, Field(ge=257)] = 4096
     """Tokens in the vocabulary: 256 bytes, the end of text, and merges."""
     num_layers: Count = 2
-    """Transformer layers; T5 has so many in the encoder and in the decoder."""
+    """Transformer layers; where there is an encoder too, those of the decoder."""
+    num_encoder_layers: Count | None = None
+    """Layers of the encoder, in a family that has one; null for as many as the decoder has."""
     hidden_size: Count = 64
     """Width of the residual stream."""
     num_heads: Count = 4

@@ -31,7 +31,7 @@ class T5(Family):
         return AutoModelForSeq2SeqLM
 
     def scratch_config(self, shape: "ScratchModel", vocabulary_size: int) -> "PreTrainedConfig":
-        """`num_layers` each in the encoder and in the decoder; gated GELU and tied embeddings, as in T5 1.1 is, but for the latter."""
+        """As in the first T5, not in T5 1.1: ReLU, and embeddings that encoder, decoder and output share."""
         from transformers import T5Config
 
         return T5Config(
@@ -39,7 +39,8 @@ class T5(Family):
             d_model=shape.hidden_size,
             d_kv=shape.hidden_size // shape.num_heads,
             d_ff=4 * shape.hidden_size,
-            num_layers=shape.num_layers,
+            num_layers=shape.num_encoder_layers or shape.num_layers,
+            num_decoder_layers=shape.num_layers,
             num_heads=shape.num_heads,
             dropout_rate=shape.dropout,
             pad_token_id=0,

@@ -5,7 +5,8 @@
 
 An experiment is what one command makes, such as `dvc exp run -S model=gpt2-mini`. Those compared are the workspace's own, DVC's (its
 experiments are commits below `refs/exps`) and those kept in reports/comparison.json; of two with one command the later counts. Numbers of
-models that predict in different directions, or on different data, do not compare: each such group has a table of its own.
+models that predict in different directions, on different text or in windows of different size do not compare: each such group has a
+table of its own.
 """
 
 import json
@@ -21,12 +22,13 @@ from typing import Any
 
 import yaml
 
-from prosemill.errors import ProsemillError
+from prosemill.errors import ProsemillError, first_line
+from prosemill.evaluation.table import number_text
 from prosemill.metrics import write_metrics
 from prosemill.shards import write_durably
-from prosemill.workspace import COMPARISON, EXPERIMENTS, METRICS, PARAMS
+from prosemill.workspace import COMPARISON, EXPERIMENTS, LOCK, METRICS, PARAMS
 
-FILES = (PARAMS, METRICS / "download.json", METRICS / "train.json", METRICS / "evaluation.json")
+FILES = (LOCK, METRICS / "download.json", METRICS / "train.json", METRICS / "evaluation.json")
 KEPT = COMPARISON.with_suffix(".json")
 NAMED_GROUPS = ("model", "corpus")
 
@@ -55,6 +57,8 @@ class Experiment:
     corpus: str
     data_digest: str
     """Digest of the split that was scored."""
+    scored: str
+    """How much of it, and in which windows."""
     direction: str
     """What is predicted from what."""
     num_parameters: int
@@ -121,12 +125,12 @@ def comparison_text(experiments: Sequence[Experiment]) -> str:
 
 
 def _tables(experiments: Iterable[Experiment]) -> Iterator[tuple[str, list[Experiment]]]:
-    for (corpus, direction, device, _), rows in groupby(experiments, key=_group):
-        yield f"{corpus}, {direction}, base → trained, on {device}", list(rows)
+    for (corpus, direction, scored, device, _), rows in groupby(experiments, key=_group):
+        yield f"{corpus}, {scored}, {direction}, base → trained, on {device}", list(rows)
 
 
-def _group(experiment: Experiment) -> tuple[str, str, str, str]:
-    return experiment.corpus, experiment.direction, experiment.device, experiment.data_digest
+def _group(experiment: Experiment) -> tuple[str, str, str, str, str]:
+    return experiment.corpus, experiment.direction, experiment.scored, experiment.device, experiment.data_digest
 
 
 def _cells(experiment: Experiment) -> list[str]:
@@ -136,7 +140,7 @@ def _cells(experiment: Experiment) -> list[str]:
         _count(experiment.num_parameters),
         "all" if all_trained else _count(experiment.num_trained_parameters),
         _pair(experiment.bits_per_byte, 4),
-        _number(experiment.trigram_bits_per_byte, 4),
+        number_text(experiment.trigram_bits_per_byte, 4),
         _pair(experiment.token_perplexity, 2),
         _pair(experiment.bleu, 4),
         _pair(experiment.rouge_l, 3),
@@ -150,12 +154,8 @@ def _count(number: int) -> str:
     return f"{number / 1e6:.1f} M" if number < 1e9 else f"{number / 1e9:.2f} B"
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
 def _pair(values: tuple[float | None, float | None], digits: int) -> str:
-    return " → ".join(_number(value, digits) for value in values)
+    return " → ".join(number_text(value, digits) for value in values)
 
 
 def _box() -> Any:
@@ -168,19 +168,20 @@ def kept_experiments() -> list[Experiment]:
     """Those of reports/comparison.json, in the order in which they were shown."""
     if not KEPT.is_file():
         return []
-    return [_from_plain(values) for values in _parse(KEPT.read_text(encoding="utf-8"), str(KEPT)).values()]
+    rows = _parse(KEPT.read_text(encoding="utf-8", errors="replace"), KEPT, "the workspace").values()
+    names = {field.name for field in fields(Experiment)}
+    return [_from_plain(row) for row in rows if isinstance(row, dict) and set(row) == names]  # others are of another version's format
 
 
-def _from_plain(values: dict[str, Any]) -> Experiment:
-    pairs = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    known = {field.name for field in fields(Experiment)}
-    return Experiment(**{name: value for name, value in (values | pairs).items() if name in known})
+def _from_plain(row: dict[str, Any]) -> Experiment:
+    pairs: dict[str, Any] = {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
+    return Experiment(**(row | pairs))
 
 
 def _of_workspace() -> list[Experiment]:
     if not all(path.is_file() for path in FILES):
         return []
-    return _experiment([path.read_text(encoding="utf-8") for path in FILES], "the workspace")
+    return _experiment([path.read_text(encoding="utf-8", errors="replace") for path in FILES], "the workspace")
 
 
 def _of_dvc() -> list[Experiment]:
@@ -203,19 +204,19 @@ def _git(*arguments: str) -> str | None:
     return finished.stdout if finished.returncode == 0 else None
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _parse(text: str, path: Path, where: str) -> dict[str, Any]:
     try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise ProsemillError(f"{where} is broken ({error}): make it again") from None
-    assert isinstance(values, dict)
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ProsemillError(f"{path} of {where} is broken ({first_line(error)}): make it again") from None
+    if not isinstance(values, dict):
+        raise ProsemillError(f"{path} of {where} is broken (no names and values in it): make it again")
     return values
 
 
 def _experiment(texts: Sequence[str], where: str) -> list[Experiment]:
-    """The experiment of a state's params and metrics; none if they are of an older format."""
-    params = yaml.safe_load(texts[0])
-    download, train, evaluation = (_parse(text, f"{path} of {where}") for text, path in zip(texts[1:], FILES[1:], strict=True))
+    """The experiment of a state's dvc.lock and metrics; none if they are of an older format."""
+    lock, download, train, evaluation = (_parse(text, path, where) for text, path in zip(texts, FILES, strict=True))
 
     def pair(name: str) -> tuple[Any, Any]:
         return evaluation["base"][name], evaluation["trained"][name]
@@ -223,10 +224,11 @@ def _experiment(texts: Sequence[str], where: str) -> list[Experiment]:
     try:
         return [
             Experiment(
-                command=command_of(params),
+                command=command_of(_params_of(lock)),
                 model=download["model"]["name"],
                 corpus=download["corpus"]["name"],
                 data_digest=evaluation["data"]["digest"],
+                scored=_scored(evaluation),
                 direction=evaluation["protocol"]["direction"],
                 num_parameters=train["num_parameters"],
                 num_trained_parameters=train["num_trained_parameters"],
@@ -243,6 +245,17 @@ def _experiment(texts: Sequence[str], where: str) -> list[Experiment]:
         ]
     except KeyError:
         return []
+
+
+def _params_of(lock: dict[str, Any]) -> dict[str, Any]:
+    """The params that the stages last ran with: params.yaml may have been edited since."""
+    return {name: section for stage in lock["stages"].values() for name, section in stage["params"][PARAMS.name].items()}
+
+
+def _scored(evaluation: dict[str, Any]) -> str:
+    data, protocol = evaluation["data"], evaluation["protocol"]
+    detokenized = ", detokenised" if protocol["detokenize"] else ""
+    return f"{data['num_documents']:,} {data['split']} documents{detokenized}, context {protocol['context']}"
 
 
 def command_of(params: dict[str, Any]) -> str:

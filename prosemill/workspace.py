@@ -6,6 +6,7 @@ The only place in the Python code that names a data path; dvc.yaml names them ag
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
+LOCK = Path("dvc.lock")
 EXPERIMENTS = Path("experiments")
 CORPUS = Path("data/corpus")
 TOKENS = Path("data/tokens")

@@ -45,21 +45,23 @@ def compose(*overrides: str) -> dict[str, Any]:
     return values
 
 
-def run_experiment(*overrides: str, trained: float, direction: str = "left to right") -> dict[str, Any]:
-    """Leave what an experiment leaves: params.yaml and the metrics."""
+def run_experiment(*overrides: str, trained: float, direction: str = "left to right", context: int = 256) -> dict[str, Any]:
+    """Leave what an experiment leaves: params.yaml, dvc.lock and the metrics."""
     params = compose(*overrides)
     row = {"token_perplexity": 30.0, "bleu": 0.01, "rougeL": 0.1, "time_per_token_ms": 2.0}
     metrics = {
         "download": {name: {"name": params["download"][name]["name"]} for name in ("model", "corpus")},
         "train": {"num_parameters": 2_600_000, "num_trained_parameters": 2_600_000, "train_seconds": 300.0, "peak_memory_bytes": 10**9},
         "evaluation": {
-            "data": {"digest": "d"},
-            "protocol": {"direction": direction, "device": "cpu"},
+            "data": {"digest": "d", "num_documents": 1201, "split": "test"},
+            "protocol": {"direction": direction, "device": "cpu", "context": context, "detokenize": False},
             "base": row | {"bits_per_byte": 2.5, "token_perplexity": None},
             "trained": row | {"bits_per_byte": trained},
             "trigram": {"bits_per_byte": 1.75},
         },
     }
+    stages = {name: {"params": {"params.yaml": {name: section}}} for name, section in params.items()}
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}), encoding="utf-8")
     Path("metrics").mkdir(exist_ok=True)
     for name, values in metrics.items():
         Path(f"metrics/{name}.json").write_text(json.dumps(values), encoding="utf-8")
@@ -120,6 +122,22 @@ def test_the_workspace_is_later_than_what_was_kept() -> None:
     assert experiment.bits_per_byte == (2.5, 1.9)
 
 
+def test_params_edited_since_the_run_are_not_those_it_was_made_with() -> None:
+    run_experiment("model=tiny", trained=2.0)
+    compose("model=gpt2-mini")
+    (experiment,) = read_experiments()
+    assert experiment.command == "dvc exp run -S model=tiny"
+
+
+def test_other_windows_have_a_table_of_their_own() -> None:
+    run_experiment("model=tiny", trained=2.0, context=128)
+    keep_as_dvc_does("short")
+    run_experiment("model=gpt2-mini", trained=1.5)
+    text = comparison_text(read_experiments())
+    assert text.count("| model | parameters | trained |") == 2
+    assert "vital-articles, 1,201 test documents, context 128, left to right, base → trained, on cpu\n" in text
+
+
 def test_directions_and_corpora_have_tables_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
     run_experiment("model=t5-mini", trained=1.7, direction="prefix → continuation")
     keep_as_dvc_does("t5")
@@ -165,8 +183,20 @@ def test_nothing_to_compare_is_one_line() -> None:
         read_experiments()
 
 
-def test_a_broken_file_is_one_line() -> None:
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b"- [\n- }"])
+@pytest.mark.parametrize("name", ["dvc.lock", "metrics/evaluation.json", "reports/comparison.json"])
+def test_a_broken_file_is_one_line(name: str, content: bytes) -> None:
     run_experiment("model=tiny", trained=2.0)
-    Path("metrics/evaluation.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ProsemillError, match=r"metrics/evaluation\.json of the workspace is broken"):
+    write_comparison(read_experiments())
+    Path(name).write_bytes(content)
+    with pytest.raises(ProsemillError, match=rf"^{name} of the workspace is broken \(.*\): make it again$"):
         read_experiments()
+
+
+def test_what_another_version_kept_is_left_out() -> None:
+    run_experiment("model=tiny", trained=2.0)
+    write_comparison(read_experiments())
+    kept = json.loads(Path("reports/comparison.json").read_text(encoding="utf-8"))
+    kept["of old"] = {"command": "of old", "model": "old"}
+    Path("reports/comparison.json").write_text(json.dumps(kept), encoding="utf-8")
+    assert [experiment.model for experiment in read_experiments()] == ["tiny"]

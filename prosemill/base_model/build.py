@@ -28,7 +28,7 @@ def build_base_model(section: Download, corpus: Path, output: Path) -> dict[str,
         output: Folder that is made anew: config.json, model.safetensors, tokenizer.json, …, SOURCE.json.
 
     Returns:
-        `name`, `family`, `num_parameters`, `dtype`, `vocabulary_size`, `context_size` (tokens) and `num_bytes_without_token`.
+        `name`, `family`, `num_parameters`, `dtype`, `vocabulary_size`, `context_size` (tokens, or None) and `num_bytes_without_token`.
 
     Raises:
         ProsemillError: the model cannot be fetched, is broken, names code of its own or is of an unknown family.

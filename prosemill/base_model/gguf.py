@@ -10,10 +10,10 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prosemill.base_model.saving import first_line, quiet, save_base_model
+from prosemill.base_model.saving import quiet, save_base_model
 from prosemill.confined import run_confined
 from prosemill.console import say
-from prosemill.errors import ProsemillError
+from prosemill.errors import ProsemillError, first_line
 from prosemill.families import families
 from prosemill.params import WheelModel
 from prosemill.wheels import cached_member

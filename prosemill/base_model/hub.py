@@ -15,10 +15,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from prosemill.base_model.saving import first_line, quiet, save_base_model
+from prosemill.base_model.saving import quiet, save_base_model
 from prosemill.console import say
 from prosemill.corpus.folder import list_files
-from prosemill.errors import ProsemillError
+from prosemill.errors import ProsemillError, first_line
 from prosemill.families import families, family_named, family_of
 from prosemill.hub import hub_errors, refuse_endpoint, refuse_wrong_name
 from prosemill.params import HubModel
@@ -151,10 +151,12 @@ def _check_config(config: dict[str, Any], repository: str) -> None:
 
 
 def _check_shards(view: Path, repository: str) -> None:
-    """Raise `ProsemillError` unless every file that the index of the weights names is there."""
+    """Raise `ProsemillError` unless the weights are one file, or every file that their index names is there."""
     index = view / "model.safetensors.index.json"
-    if not index.exists():
+    if (view / "model.safetensors").exists():
         return
+    if not index.exists():
+        raise ProsemillError(f"{repository} has weights in several files, but no {index.name}: fetch it again, whole")
     weights = _read_json(index, repository).get("weight_map")
     names = {str(name) for name in weights.values()} if isinstance(weights, dict) else set()
     present = {path.name for path in view.iterdir()}

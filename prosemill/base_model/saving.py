@@ -38,11 +38,6 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def first_line(error: Exception) -> str:
-    """What a library says of its trouble, without the lines of advice that follow."""
-    return str(error).strip().partition("\n")[0]
-
-
 def save_base_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", folder: Path) -> dict[str, Any]:
     """Write a model and its tokenizer as a folder, weights in the dtype that they have.
 

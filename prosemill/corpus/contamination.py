@@ -45,8 +45,6 @@ class CheckTask(Task):
 class Contamination:
     """What the check found."""
 
-    folder: Path
-    """Its files, to be deleted when the stage is done."""
     documents: Places
     """Training documents that hold evaluation text."""
     num_evaluation_documents: int
@@ -85,7 +83,7 @@ def find_contaminated(store: Store, splits: Splits, runs: Path, num_words: int) 
     units = range(len(store.rows))
     documents = [numpy.fromfile(folder / f"{unit:06}.contaminated", dtype="<i8") + store.starts[unit] for unit in units]
     held = numpy.unique(numpy.concatenate([numpy.fromfile(folder / f"{unit:06}.runs", dtype="<u8") for unit in units]))
-    return Contamination(folder, numpy.concatenate(documents), sum(_count_holders(store, splits, unit, held) for unit in units))
+    return Contamination(numpy.concatenate(documents), sum(_count_holders(store, splits, unit, held) for unit in units))
 
 
 def check_unit(task: CheckTask, writers: Mapping[str, HashingWriter]) -> dict[str, Row]:

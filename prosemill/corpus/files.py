@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -73,13 +74,16 @@ class FilesUnit:
             suffix = piece.name.suffix.lower()
             if suffix in PARQUET:
                 yield from self._read_parquet(piece)
+            elif suffix in JSON_LINES and self.corpus.format == "wikitext":
+                where = _where(self.corpus, piece.name)
+                raise ProsemillError(f"{where} is JSON Lines, whose rows are documents: set `download.corpus.format` to plain")
             elif suffix in JSON_LINES:
                 yield from self._read_json_lines(piece, dropped)
             elif suffix == ".json":
                 where = _where(self.corpus, piece.name)
                 raise ProsemillError(f"{where} is JSON, which is not read: save it as JSON Lines (.jsonl), one object a line")
             elif self.corpus.format == "wikitext":
-                yield from self._read_articles(piece)
+                yield from self._read_articles(piece, dropped)
             else:
                 yield self._read_text(piece, dropped)
 
@@ -92,11 +96,12 @@ class FilesUnit:
         text = _without_mark(data, dropped)
         return Document(document_id=name.as_posix(), text=text, source=name.as_posix(), official_split=official_split(name))
 
-    def _read_articles(self, piece: Piece) -> Iterator[Document]:
+    def _read_articles(self, piece: Piece, dropped: Counter[str]) -> Iterator[Document]:
         where, name = _where(self.corpus, piece.name), piece.name.as_posix()
         with open_regular(self.root / piece.name) as file:
+            first = _without_mark(file.readline(MAX_DOCUMENT_BYTES + 1), dropped)
             lines = iter(partial(file.readline, MAX_DOCUMENT_BYTES + 1), b"")
-            yield from articles_as_documents(lines, name=name, split=official_split(piece.name), where=where)
+            yield from articles_as_documents(chain([first], lines), name=name, split=official_split(piece.name), where=where)
 
     def _read_json_lines(self, piece: Piece, dropped: Counter[str]) -> Iterator[Document]:
         file_name, source, split = _where(self.corpus, piece.name), piece.name.as_posix(), official_split(piece.name)

@@ -136,7 +136,6 @@ def _texts(group: list[Entry]) -> list[bytes]:
 
 def _strings(values: list[bytes | None] | list[bytes]) -> "pyarrow.StringArray":
     """An Arrow column of UTF-8 values. Unlike `pyarrow.array` it does not copy a lone long text, nor import pandas."""
-    import numpy
     import pyarrow
 
     offsets = numpy.zeros(len(values) + 1, dtype=numpy.int32)

@@ -1,7 +1,7 @@
 """How good the models are: the evaluation protocol, for the base model and the trained one side by side.
 
     from prosemill.evaluation import evaluate_models, write_evaluation
-    evaluation = evaluate_models(section, corpus=CORPUS, base=BASE_MODEL, trained=TRAINED_MODEL)
+    evaluation = evaluate_models(section, corpus=CORPUS, tokens=TOKENS, base=BASE_MODEL, trained=TRAINED_MODEL)
     files = write_evaluation(evaluation, metrics=METRICS / "evaluation.json", reports=REPORTS)
 
 Every number's protocol is stated in the file that holds the number. Nothing heavy is imported before it is needed, so that

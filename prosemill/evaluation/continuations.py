@@ -1,6 +1,6 @@
 """Passages continued by a model: greedily, and by samples that can be drawn again.
 
-    continued = continue_passages(model, tokenizer, passages, options, device=device)
+    continued = continue_passages(model, tokenizer, passages, prompts, options)
     continued.greedy[0], continued.samples[0][0]
 
 Tokens are made by transformers' `generate`. How the prompt is fed is the family's own (`Family.prompt`).
@@ -29,7 +29,7 @@ class Options:
     """How passages are continued."""
 
     end_of_text_id: int
-    """Stands before each prompt; ends a continuation."""
+    """Ends a continuation; the family feeds it with the prompt."""
     num_words: int
     """A continuation is cut to so many whitespace-separated words."""
     num_samples: int

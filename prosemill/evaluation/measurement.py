@@ -85,7 +85,7 @@ def measure_models(
         end_of_text_id=end_of_text,
     )
     if section.baseline_tokens is not None:
-        stream, _ = read_tokens(tokens, "train", section.baseline_tokens)
+        stream = read_tokens(tokens, "train", section.baseline_tokens)
         trigram = Trigram.count(stream, max(tokenizer.get_vocab().values()) + 1, end_of_text)
         scores[TRIGRAM] = _score_trigram(section, family, text, trigram)
     half = section.context // 2

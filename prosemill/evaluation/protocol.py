@@ -22,6 +22,11 @@ Row = dict[str, Any]
 SIGNIFICANT_DIGITS = 6  # of the metrics; only the sums they come from are kept in full
 KEPT_IN_FULL = ("nll_sum",)
 
+TRIGRAM_NOTE = (
+    "trigram: the baseline, an interpolated Kneser-Ney trigram (Kneser and Ney 1995; Chen and Goodman 1999) over the same tokens, "
+    "counted on the first baseline_tokens tokens of the train split, and scored on the tokens that the models' scores count."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -163,12 +168,12 @@ def _notes(section: Evaluate, scoring: str) -> list[str]:
         "tokenizers. token_perplexity = exp(nll_sum / num_tokens). word_perplexity = exp(nll_sum / num_words), "
         "num_words the whitespace-separated words of the original text (neither detokenised nor normalised). "
         + (
-            "The text scored has WikiText's tokenisation undone, by rules."
+            "The text scored has WikiText's tokenisation undone, by rules; where only a part of a document is scored, the words are that "
+            "part's after it."
             if section.detokenize
             else "The text scored is the corpus's own."
         ),
-        "trigram: the baseline, an interpolated Kneser-Ney trigram (Kneser and Ney 1995; Chen and Goodman 1999) over the same tokens, "
-        "counted on the first baseline_tokens tokens of the train split, and scored on the tokens that the models' scores count.",
+        *([TRIGRAM_NOTE] if section.baseline_tokens is not None else []),
         f"Continuations: the first {section.prompt_words} whitespace-separated words of a document are the prompt,"
         f" its next {words} the reference; documents with fewer words are passed over and "
         "counted. At most max_new_tokens tokens are generated, to end-of-text or the "

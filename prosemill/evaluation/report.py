@@ -78,9 +78,9 @@ def _table(metrics: dict[str, Any]) -> str:
 def _reading_help(metrics: dict[str, Any]) -> str:
     protocol = metrics["protocol"]
     words = f"{protocol['continuation_words']} words"
+    trigram = "*Trigram* is what counting triples of the same tokens in the train split gets. " if "trigram" in metrics else ""
     return (
-        "Bits per byte is the headline: it compares across tokenizers. *Trigram* is what counting triples of the same tokens in the train "
-        "split gets. BLEU and ROUGE compare "
+        f"Bits per byte is the headline: it compares across tokenizers. {trigram}BLEU and ROUGE compare "
         f"{words} of greedy continuation with the {words} that the human wrote; *unrelated text* is what human text on "
         "another subject gets, the floor. Differences smaller than the 95 % intervals in the picture below "
         f"({protocol['num_prompts']} prompts) mean little. Distinct-n, repetition and loops are best when they are like "

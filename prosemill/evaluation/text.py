@@ -59,7 +59,11 @@ def strides_of(section: Evaluate) -> list[int]:
 def read_text(
     section: Evaluate, documents: Sequence[Document], passages: Sequence[Passage], folders: Mapping[str, Path]
 ) -> tuple[PreTrainedTokenizerFast, int, EvaluatedText]:
-    """The tokenizer that all folders share, its end-of-text token, and the text in its tokens."""
+    """The tokenizer that all folders share, its end-of-text token, and the text in its tokens.
+
+    Raises:
+        ProsemillError: the folders' tokenizers differ, or make no tokens of the text.
+    """
     (first, *others) = folders.values()
     tokenizer = load_tokenizer(first)
     end_of_text = end_of_text_id(tokenizer)
@@ -95,7 +99,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[Enc
 
 
 def size_of(family: Family, documents: Sequence[Document], encoded: Sequence[Encoded], context: int, stride: int) -> Size:
-    """UTF-8 bytes and words of the text whose tokens are scored at a stride; of a document that is scored whole, the original's words."""
+    """UTF-8 bytes and words of the text whose tokens are scored at a stride; words are the original's where a document is scored whole."""
     num_bytes = num_words = 0
     for document, encoding in zip(documents, encoded, strict=True):
         num_tokens = len(encoding.ids)

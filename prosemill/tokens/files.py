@@ -67,8 +67,8 @@ def open_tokens(path: Path, dtype: str) -> np.ndarray[Any, np.dtype[Any]]:
     return np.memmap(path, DTYPES[dtype], mode="r")
 
 
-def read_tokens(folder: Path, split: str, limit: int) -> tuple[np.ndarray[Any, np.dtype[Any]], int]:
-    """The first tokens of a split's stream, in memory, and the id that ends each of its documents.
+def read_tokens(folder: Path, split: str, limit: int) -> np.ndarray[Any, np.dtype[Any]]:
+    """The first tokens of a split's stream, in memory.
 
     Args:
         folder: Folder that `tokenize_corpus` wrote.
@@ -79,8 +79,7 @@ def read_tokens(folder: Path, split: str, limit: int) -> tuple[np.ndarray[Any, n
         ProsemillError: the folder, the split or a file is missing, or a file's size contradicts the manifest.
     """
     parts: list[np.ndarray[Any, np.dtype[Any]]] = []
-    rows = rows_with(folder, split, ("dtype", "end_of_text_id"))
-    for row in rows:
+    for row in rows_with(folder, split, ("dtype",)):
         parts.append(open_tokens(check_size(folder, row), row["dtype"])[:limit])
         limit -= len(parts[-1])
-    return np.concatenate(parts), int(rows[0]["end_of_text_id"])
+    return np.concatenate(parts)

@@ -8,6 +8,7 @@ from typing import Any
 from prosemill.digests import sha256_of_value
 from prosemill.errors import ProsemillError
 from prosemill.tracking.run import open_run
+from prosemill.workspace import CORPUS
 
 
 def track_evaluation(metrics: Mapping[str, Any], samples: Sequence[Mapping[str, str]], files: Sequence[Path], *, trained: Path) -> None:
@@ -26,7 +27,7 @@ def track_evaluation(metrics: Mapping[str, Any], samples: Sequence[Mapping[str, 
     numbers = {f"{row}.{name}": value for row in rows for name, value in metrics.get(row, {}).items() if isinstance(value, int | float)}
     with open_run(identity["fingerprint"], name=identity["name"]) as run:
         run.log_metrics(numbers)
-        run.log_dataset(f"{split}_split", str(metrics["data"]["digest"]), source=f"data/corpus/{split}")
+        run.log_dataset(f"{split}_split", str(metrics["data"]["digest"]), source=str(CORPUS / split))
         run.log_table("evaluation_samples", [{"protocol": protocol, **sample} for sample in samples])
         for file in files:
             run.log_file(file, "evaluation")

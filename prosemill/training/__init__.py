@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, Trai
 from transformers.utils import logging as transformers_logging
 
 from prosemill.digests import sha256_of_file, sha256_of_value
+from prosemill.errors import ProsemillError
 from prosemill.families import family_of
 from prosemill.metrics import write_metrics
 from prosemill.params import Train, as_plain
@@ -123,10 +124,14 @@ def _muon(section: Train, model: PreTrainedModel) -> MuonAndAdamW:
 
 
 def training_arguments(section: Train, checkpoints: Path, arithmetic: Arithmetic, device: torch.device) -> TrainingArguments:
-    """The train section in Trainer's own terms."""
+    """The train section in Trainer's own terms.
+
+    Raises:
+        ProsemillError: there are several devices or processes; Trainer would give each of them a batch.
+    """
     if checkpoints.exists():
         shutil.rmtree(checkpoints)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=section.batch_size // section.gradient_accumulation,
         per_device_eval_batch_size=section.batch_size // section.gradient_accumulation,
@@ -161,6 +166,10 @@ def training_arguments(section: Train, checkpoints: Path, arithmetic: Arithmetic
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
     )
+    num_devices = max(arguments.n_gpu, arguments.world_size)
+    if num_devices > 1:
+        raise ProsemillError(f"training runs on one device, and here are {num_devices}: set CUDA_VISIBLE_DEVICES=0 and start one process")
+    return arguments
 
 
 def base_name(base: Path) -> str:
@@ -172,7 +181,7 @@ def base_name(base: Path) -> str:
 def _measurements(trainer: TokenWeightedTrainer, recorder: Recorder, section: Train, block_size: int) -> dict[str, Any]:
     device = trainer.args.device
     arithmetic = choose_arithmetic(section.precision, device)
-    num_tokens = trainer.state.global_step * section.batch_size * block_size
+    num_tokens = trainer.num_blocks * block_size
     tokens_per_second = num_tokens / recorder.step_seconds
     matmul_rate = measure_matmul_rate(arithmetic, device)
     model = trainer.model

@@ -16,6 +16,7 @@ from prosemill.errors import ProsemillError
 from prosemill.families import Family
 from prosemill.params import Train
 from prosemill.tracking import Run
+from prosemill.training.throughput import synchronize
 
 Record = dict[str, float]
 
@@ -26,7 +27,7 @@ class Sampler:
     Args:
         family: The model's family.
         tokenizer: The model's tokenizer.
-        end_of_text_id: Put before the prompt, as before every document.
+        end_of_text_id: Marks where a document begins or an input ends, as the family feeds it.
         prompts: What to continue.
         num_tokens: Longest continuation, in tokens.
     """
@@ -105,9 +106,11 @@ class Recorder(TrainerCallback):
         self._bar = self._stack.enter_context(progress("train", total=state.max_steps, unit="steps"))
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        synchronize(args.device)
         self._step_start = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        synchronize(args.device)
         self.step_seconds += time.perf_counter() - self._step_start
         self._bar.advance(note=self._note())
 

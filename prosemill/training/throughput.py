@@ -1,7 +1,7 @@
 """How fast training runs, and which share of the machine's matrix-product rate it uses (MFU).
 
 MFU, after Chowdhery et al. 2022 (PaLM, appendix B): the operations that the model needs for the tokens it saw, without recomputation,
-over the time taken and the rate that this machine reaches on plain matrix products, measured at the start of the run.
+over the time taken and the rate that this machine reaches on plain matrix products, measured when the run is over.
 """
 
 import time
@@ -22,11 +22,11 @@ def measure_matmul_rate(arithmetic: Arithmetic, device: torch.device) -> float:
     """Operations per second of square matrix products of 2048 in the given arithmetic (2·n³ operations each)."""
     left, right = (torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device, dtype=DTYPES[arithmetic]) for _ in range(2))
     left @ right
-    _synchronize(device)
+    synchronize(device)
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < MEASURED_SECONDS:
         left @ right
-        _synchronize(device)
+        synchronize(device)
         count += 1
     return count * 2 * MATRIX_SIZE**3 / (time.perf_counter() - start)
 
@@ -51,6 +51,7 @@ def training_operations_per_token(model: nn.Module, batch: Batch, num_tokens: in
     return counter.get_total_flops() / num_tokens
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given, so that a clock read next tells the truth."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -54,6 +54,9 @@ class TokenWeightedTrainer(Trainer):
         tokens_per_byte: Text tokens over UTF-8 bytes of the validation split, to turn nats per token into bits per byte.
         end_of_text_id: The token that is no text and does not count towards bits per byte.
         arguments: What Trainer takes.
+
+    Attributes:
+        num_blocks: Blocks trained on so far; an epoch's last batch may hold fewer than the others.
     """
 
     def __init__(self, *, tokens_per_byte: float, end_of_text_id: int, **arguments: Any) -> None:
@@ -61,12 +64,14 @@ class TokenWeightedTrainer(Trainer):
         # The model would compute a loss of its own from these, and scale it by its own idea of the batch.
         self.model_accepts_loss_kwargs = False
         self._tokens_per_byte, self._end_of_text_id = tokens_per_byte, end_of_text_id
+        self.num_blocks = 0
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor | int | None]:
         """The parts of one batch, and how many tokens they predict; Trainer itself counts one too many in a row for some families."""
         parts, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.num_blocks += sum(len(part["labels"]) for part in parts)
         return parts, torch.stack([part["labels"].ne(IGNORED).sum() for part in parts]).sum().to(device)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:

@@ -102,6 +102,8 @@ def test_sharded_weights_become_one_file(folder: Path) -> None:
     missing.unlink()
     shutil.rmtree(OUTPUT)
     refused(folder, f"lacks {missing.name}, which model.safetensors.index.json names")
+    (folder / "model.safetensors.index.json").unlink()
+    refused(folder, r"has weights in several files, but no model\.safetensors\.index\.json: fetch it again, whole$")
 
 
 def test_what_is_not_known_has_no_say(folder: Path, tmp_path: Path) -> None:

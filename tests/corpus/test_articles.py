@@ -30,6 +30,21 @@ def test_a_file_of_articles_keeps_every_byte_and_its_split(workspace: Path) -> N
     assert metrics["name"] == "texts"
 
 
+def test_a_byte_order_mark_hides_no_title(workspace: Path) -> None:
+    write_texts(workspace / "texts", {"wiki.train.tokens": b"\xef\xbb\xbf" + ARTICLES[1].encode()})
+    metrics = build_corpus(download(files(patterns=("*.tokens",), format="wikitext")), CORPUS)
+    document = read_corpus(CORPUS)["wiki.train.tokens#0"]
+    assert (document.text, document.label, metrics["num_byte_order_marks"]) == (ARTICLES[1], "Two <unk>", 1)
+
+
+def test_json_lines_are_no_articles(workspace: Path) -> None:
+    write_texts(workspace / "texts", {"wiki.jsonl": '{"text": " = One = "}\n'})
+    with pytest.raises(
+        ProsemillError, match=r"wiki\.jsonl is JSON Lines, whose rows are documents: set `download\.corpus\.format` to plain$"
+    ):
+        build_corpus(download(files(patterns=("*.jsonl",), format="wikitext")), CORPUS)
+
+
 def test_rows_of_the_hub_are_joined(workspace: Path) -> None:
     folder = workspace / "hub/wikitext-2-raw-v1"
     folder.mkdir(parents=True)

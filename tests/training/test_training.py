@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from prosemill.errors import ProsemillError
 from prosemill.families import family_of
@@ -145,6 +145,20 @@ def test_epochs_count_the_blocks(tmp_path: Path, blocks: Path, tiny_model: Path)
         metrics = train(section, blocks, tiny_model, root)
     steps_per_epoch = math.ceil(len(Blocks.open(blocks, "train")) / 4)
     assert metrics["num_steps"] == math.ceil(0.05 * steps_per_epoch)
+
+
+def test_an_epochs_last_batch_counts_the_blocks_it_holds(tmp_path: Path, blocks: Path, tiny_model: Path) -> None:
+    num_blocks = len(Blocks.open(blocks, "train"))
+    section = train_section(max_steps=None, num_epochs=1, batch_size=num_blocks - 1, gradient_accumulation=1)
+    with inside(tmp_path) as root:
+        metrics = train(section, blocks, tiny_model, root)
+    assert (metrics["num_steps"], metrics["num_tokens"]) == (2, num_blocks * 64)
+
+
+def test_several_devices_are_refused(tmp_path: Path, blocks: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with inside(tmp_path), pytest.raises(ProsemillError, match=r"one device, and here are 2: set CUDA_VISIBLE_DEVICES=0 and start one"):
+        train(train_section(), blocks, tiny_model, tmp_path)
 
 
 def test_nothing_is_left_of_a_finished_run_but_its_outputs(trained: tuple[Path, Any]) -> None:

@@ -176,9 +176,7 @@ class ScratchModel:
     vocabulary_size: Annotated[int, Field(ge=257)] = 4096
     """Tokens in the vocabulary: 256 bytes, the end of text, and merges."""
     num_layers: Count = 2
-    """Transformer layers; where there is an encoder too, those of the decoder."""
-    num_encoder_layers: Count | None = None
-    """Layers of the encoder, in a family that has one; null for as many as the decoder has."""
+    """Transformer layers; T5 has so many in the encoder and in the decoder."""
     hidden_size: Count = 64
     """Width of the residual stream."""
     num_heads: Count = 4

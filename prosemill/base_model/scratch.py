@@ -33,8 +33,6 @@ def write_scratch_model(model: ScratchModel, corpus: Path, folder: Path) -> dict
         ProsemillError: the family is not supported or has no model of this shape, or the train split has no text.
     """
     family = family_named(model.family, whose="`download.model`: the model")
-    if model.num_encoder_layers is not None and family.task == "CAUSAL_LM":
-        raise ProsemillError(f"`download.model.num_encoder_layers`: {family.name} has no encoder: remove the key, or set it to null")
     with quiet():
         family.scratch_config(model, model.vocabulary_size)  # refuses a wrong shape before the tokenizer's work
     say(f"training a tokenizer of {model.vocabulary_size:,} tokens")

@@ -31,7 +31,10 @@ class T5(Family):
         return AutoModelForSeq2SeqLM
 
     def scratch_config(self, shape: "ScratchModel", vocabulary_size: int) -> "PreTrainedConfig":
-        """As in the first T5, not in T5 1.1: ReLU, and embeddings that encoder, decoder and output share."""
+        """As in the first T5, not in T5 1.1: ReLU, and embeddings that encoder, decoder and output share.
+
+        The encoder has as many layers as the decoder: transformers 5.23 sizes the decoder's cache by the encoder's layers.
+        """
         from transformers import T5Config
 
         return T5Config(
@@ -39,8 +42,7 @@ class T5(Family):
             d_model=shape.hidden_size,
             d_kv=shape.hidden_size // shape.num_heads,
             d_ff=4 * shape.hidden_size,
-            num_layers=shape.num_encoder_layers or shape.num_layers,
-            num_decoder_layers=shape.num_layers,
+            num_layers=shape.num_layers,
             num_heads=shape.num_heads,
             dropout_rate=shape.dropout,
             pad_token_id=0,

@@ -57,19 +57,6 @@ def test_it_has_the_size_that_params_say(corpus: Path) -> None:
     assert (model.config.num_hidden_layers, model.config.hidden_size, model.config.num_attention_heads) == (1, 32, 2)
 
 
-def test_an_encoder_may_have_layers_of_its_own_number(corpus: Path) -> None:
-    for asked, built in ((None, 2), (1, 1)):
-        build_base_model(section(family="t5", num_layers=2, num_encoder_layers=asked), corpus, OUTPUT)
-        config = load_model(OUTPUT).config
-        assert (config.num_layers, config.num_decoder_layers) == (built, 2)
-
-
-def test_an_encoder_is_refused_where_there_is_none(corpus: Path) -> None:
-    message = r"^`download\.model\.num_encoder_layers`: gpt2 has no encoder: remove the key, or set it to null$"
-    with pytest.raises(ProsemillError, match=message):
-        build_base_model(section(family="gpt2", num_encoder_layers=1), corpus, OUTPUT)
-
-
 def test_the_tokenizer_is_trained_on_the_beginning_of_a_large_corpus(
     corpus: Path, prose: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

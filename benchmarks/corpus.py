@@ -188,10 +188,10 @@ def run_stage(name: str, root: Path, processes: int, stage: Stage, killed_in: st
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
         time.sleep(1)  # the workers are of the same group; let the system clear them away
-    elif killed_in:
-        print(f"note: {name} came to its end before it was killed", file=sys.stderr)
     said = (root / "log").read_text(encoding="utf-8")
     assert child.returncode in (0, -signal.SIGKILL), said
+    if killed_in and child.returncode == 0:
+        raise SystemExit(f"{name} came to its end before it was killed in {killed_in}: this measures nothing, take a larger corpus")
     for before in stage.kills[-1:]:
         kept = re.search(rf"^{before.work}: (\d+) of \d+ shards were whole", said, re.MULTILINE)
         before.num_kept = int(kept[1]) if kept else 0

@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -211,8 +212,19 @@ def map_datasets(root: Path, processes: int) -> None:
 
 
 def watch(process: psutil.Process, peak: Peak, is_over: Callable[[], bool]) -> None:
-    """Raise `peak` to the memory of a process and its descendants until it is over."""
+    """Raise `peak` to the memory of a process and its descendants until it is over.
+
+    The memory is read in a thread: where much is mapped that takes its time, and the end must not be seen too late.
+    """
+    over = threading.Event()
+    threading.Thread(target=_sample_memory, args=(process, peak, over), daemon=True).start()
     while not is_over():
+        time.sleep(SAMPLING_INTERVAL)
+    over.set()
+
+
+def _sample_memory(process: psutil.Process, peak: Peak, over: threading.Event) -> None:
+    while not over.wait(SAMPLING_INTERVAL):
         pss = rss = 0
         try:
             for one in [process, *process.children(recursive=True)]:
@@ -221,7 +233,6 @@ def watch(process: psutil.Process, peak: Peak, is_over: Callable[[], bool]) -> N
         except psutil.Error:  # one ended meanwhile: look again
             pass
         peak.pss, peak.rss = max(peak.pss, pss), max(peak.rss, rss)
-        time.sleep(SAMPLING_INTERVAL)
 
 
 def cpu_seconds() -> float:

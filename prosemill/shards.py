@@ -10,7 +10,6 @@ works in a workspace.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -32,6 +31,7 @@ from typing import Any, BinaryIO, TypeVar
 from prosemill.console import progress, say
 from prosemill.digests import sha256_of_file, sha256_of_tree, sha256_of_value
 from prosemill.errors import ProsemillError
+from prosemill.locks import alone
 from prosemill.workspace import SHARD_WORK
 
 MANIFEST = "MANIFEST.jsonl"
@@ -138,7 +138,7 @@ def run_shards(
         ProsemillError: the stage runs already in this workspace, or the system ended a worker.
         OSError: the disk is full; `filename` says where.
     """
-    with alone(stage):
+    with alone(SHARD_WORK / f"{stage}.lock", stage):
         scratch, rows = _finish_in_scratch(stage, work, tasks, config, measure)
         _publish(rows, scratch, output)
     return rows
@@ -155,7 +155,7 @@ def finish_shards(
     Raises:
         ProsemillError, OSError: as `run_shards`.
     """
-    with alone(stage):
+    with alone(SHARD_WORK / f"{stage}.lock", stage):
         return _finish_in_scratch(stage, work, tasks, config, measure)
 
 
@@ -207,18 +207,6 @@ class _Rate:
             return ""
         per_second = self._amount / max(time.monotonic() - self._start, 1e-9)
         return f"{per_second:,.0f} {self._measure.removeprefix('num_')}/s"
-
-
-@contextmanager
-def alone(stage: str) -> Iterator[None]:
-    """Hold the stage's lock; it ends with the process, however that dies. Raises `ProsemillError` if another process holds it."""
-    SHARD_WORK.mkdir(parents=True, exist_ok=True)
-    with (SHARD_WORK / f"{stage}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ProsemillError(f"another {stage} is at work in {Path.cwd()}: wait for it or end it, then run this again") from None
-        yield
 
 
 def _delete_stale(stage: str, scratch: Path) -> None:
@@ -335,10 +323,11 @@ def write_durably(path: Path, text: str) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the disk hold a folder's own entries: the names that were made or renamed in it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -368,7 +357,7 @@ def _publish(rows: Sequence[Row], scratch: Path, output: Path) -> None:
     for row in rows:
         _link(scratch / row["file"], output / row["file"])
     for folder in {(output / row["file"]).parent for row in rows}:
-        _sync_folder(folder)
+        sync_folder(folder)
     write_durably(output / MANIFEST, "".join(map(_as_line, rows)))
 
 

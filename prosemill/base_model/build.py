@@ -10,8 +10,9 @@ from prosemill.base_model.gguf import write_wheel_model
 from prosemill.base_model.hub import write_hub_model
 from prosemill.base_model.scratch import write_scratch_model
 from prosemill.console import say
+from prosemill.locks import alone
 from prosemill.params import BaseModel, Download, HubModel, ScratchModel, WheelModel
-from prosemill.shards import alone, write_durably
+from prosemill.shards import write_durably
 from prosemill.workspace import SHARD_WORK
 
 SOURCE_FILE = "SOURCE.json"
@@ -34,7 +35,7 @@ def build_base_model(section: Download, corpus: Path, output: Path) -> dict[str,
         ProsemillError: the model cannot be fetched, is broken, names code of its own or is of an unknown family.
     """
     scratch = SHARD_WORK / "base-model"
-    with alone("base-model"):
+    with alone(SHARD_WORK / "base-model.lock", "base-model"):
         shutil.rmtree(scratch, ignore_errors=True)  # of a killed call
         scratch.mkdir(parents=True)
         try:

@@ -18,8 +18,9 @@ from prosemill.corpus.splits import SplitRule
 from prosemill.corpus.units import FORMAT, Store, read_units
 from prosemill.corpus.wheel import WheelSource
 from prosemill.digests import sha256_of_file
+from prosemill.locks import alone
 from prosemill.params import Corpus, Download, FilesCorpus, HubCorpus, PythonSourceCorpus, WheelCorpus, as_plain
-from prosemill.shards import Row, alone, rows_of_split, run_shards, write_durably
+from prosemill.shards import Row, rows_of_split, run_shards, write_durably
 from prosemill.workspace import SHARD_WORK, SPLITS
 
 SOURCE_FILE = "SOURCE.json"
@@ -41,7 +42,7 @@ def build_corpus(section: Download, output: Path) -> dict[str, Any]:
     Raises:
         ProsemillError: a file is broken, not text or outside its root, nothing is found, or the network fails.
     """
-    with alone("corpus"):
+    with alone(SHARD_WORK / "corpus.lock", "corpus"):
         scratch = _empty_scratch()
         source = open_source(section.corpus)
         rule = SplitRule(validation_share=section.validation_share, test_share=section.test_share, official=frozenset())

@@ -1,0 +1,43 @@
+"""Locks of a workspace that die with the process that holds them, however it dies.
+
+    with alone(SHARD_WORK / "download.lock", "download"):
+        ...
+
+The lock is `flock`'s, on a file that stays; what stands in the file only tells the next one who came first.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from prosemill.errors import ProsemillError
+
+
+@contextmanager
+def alone(lock: Path, work: str) -> Iterator[None]:
+    """Hold a lock while the block runs.
+
+    Args:
+        lock: The lock's file; made if it is not there.
+        work: What must not run twice, for the message.
+
+    Raises:
+        ProsemillError: another process holds it.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "a process that has just begun"
+            raise ProsemillError(
+                f"another {work} is at work in {Path.cwd()} ({holder}): wait for it or end it, then run this again"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} since {datetime.now().astimezone().isoformat(sep=' ', timespec='seconds')}")
+        file.flush()
+        yield

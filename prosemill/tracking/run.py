@@ -31,13 +31,13 @@ class Run(Protocol):
         """Values chosen before the run; a param of a reopened run keeps its first value."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Numbers measured in the run, at an optimiser step where there is one."""
+        """Numbers measured in the run, at an optimiser step where there is one; in MLflow a step of a metric counts once."""
 
     def log_dataset(self, name: str, digest: str, source: str) -> None:
         """The data that the run read, by its digest."""
 
     def log_table(self, name: str, rows: Sequence[TableRow]) -> None:
-        """Rows of equal keys; a second call with the same name adds rows."""
+        """Rows of equal keys; a second call with the same name adds rows, in MLflow those that are not there yet."""
 
     def log_file(self, path: Path, folder: str) -> None:
         """A picture or report, put into a folder of the run's artifacts."""
@@ -128,17 +128,18 @@ class _Mlflow:
         import mlflow
 
         self._mlflow = mlflow
+        self._last_steps: dict[str, int] = {}  # of metrics, when the run was reopened
         uri = tracking_uri()
         mlflow.set_tracking_uri(uri)
         try:
             with self._reaching():
                 experiment = mlflow.get_experiment_by_name(EXPERIMENT)
                 experiment_id = experiment.experiment_id if experiment else _create_experiment(uri)
-                self.run_id = self._start(fingerprint, name, experiment_id)
+                self.run_id, self._is_reopened = self._start(fingerprint, name, experiment_id)
         except _UnreachableError as error:
             raise ProsemillError(f"{error}: start it, or unset MLFLOW_TRACKING_URI to log into {TRACKING}") from None
 
-    def _start(self, fingerprint: str, name: str, experiment_id: str) -> str:
+    def _start(self, fingerprint: str, name: str, experiment_id: str) -> tuple[str, bool]:
         query = f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'"
         found = self._mlflow.MlflowClient().search_runs([experiment_id], query, max_results=1, order_by=["attributes.start_time ASC"])
         run = self._mlflow.start_run(
@@ -149,7 +150,7 @@ class _Mlflow:
         )
         if not found:  # a later evaluation does not change which commit made the weights
             self._mlflow.set_tags({FINGERPRINT_TAG: fingerprint, **git_state(Path.cwd())})
-        return str(run.info.run_id)
+        return str(run.info.run_id), bool(found)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         with self._reaching():
@@ -158,7 +159,17 @@ class _Mlflow:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         with self._reaching():
-            self._mlflow.log_metrics(dict(metrics), step=step)
+            new = {key: value for key, value in metrics.items() if step is None or step > self._last_step(key)}
+            self._mlflow.log_metrics(new, step=step)
+
+    def _last_step(self, key: str) -> int:
+        """The last step that the run had of a metric when it was reopened: steps after a checkpoint come again, with the same values."""
+        if not self._is_reopened:
+            return -1
+        if key not in self._last_steps:
+            history = self._mlflow.MlflowClient().get_metric_history(self.run_id, key)
+            self._last_steps[key] = max((point.step for point in history), default=-1)
+        return self._last_steps[key]
 
     def log_dataset(self, name: str, digest: str, source: str) -> None:
         from mlflow.data.code_dataset_source import CodeDatasetSource
@@ -173,9 +184,19 @@ class _Mlflow:
             self._mlflow.set_tag(f"prosemill.{name}_digest", digest)
 
     def log_table(self, name: str, rows: Sequence[TableRow]) -> None:
-        columns = {key: [row[key] for row in rows] for key in rows[0]} if rows else {}
         with self._reaching():
-            self._mlflow.log_table(columns, artifact_file=f"{name}.json")
+            known = self._rows_of_table(name)
+            new = [row for row in rows if dict(row) not in known]
+            if new:
+                self._mlflow.log_table({key: [row[key] for row in new] for key in new[0]}, artifact_file=f"{name}.json")
+
+    def _rows_of_table(self, name: str) -> list[dict[str, Any]]:
+        """The rows that a reopened run has of a table."""
+        file = f"{name}.json"
+        if not self._is_reopened or file not in {artifact.path for artifact in self._mlflow.MlflowClient().list_artifacts(self.run_id)}:
+            return []
+        table = self._mlflow.artifacts.load_dict(f"runs:/{self.run_id}/{file}")
+        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
 
     def log_file(self, path: Path, folder: str) -> None:
         with self._reaching():

@@ -2,13 +2,12 @@
 
     train_model(section, blocks=BLOCKS, base=BASE_MODEL, output=TRAINED_MODEL, metrics=METRICS / "train.json", reports=REPORTS)
 
-The arithmetic of the loss is in `loss`, the Trainer in `trainer`, what is written down while it runs in `record`, and how a model gets its
-adapters and loses them again in `adapters`.
+The arithmetic of the loss is in `loss`, the Trainer in `trainer`, what a kill leaves in `checkpoints`, what is written down while it runs
+in `record`, and how a model gets its adapters and loses them again in `adapters`.
 """
 
 import json
 import resource
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from prosemill.digests import sha256_of_file, sha256_of_value
 from prosemill.errors import ProsemillError
 from prosemill.families import family_of
+from prosemill.locks import alone
 from prosemill.metrics import write_metrics
 from prosemill.params import Train, as_plain
 from prosemill.precision import Arithmetic, choose_arithmetic, choose_device
@@ -28,6 +28,7 @@ from prosemill.shards import MANIFEST
 from prosemill.tokens.blocks import Blocks
 from prosemill.tracking import open_run, run_fingerprint
 from prosemill.training.adapters import add_adapters, count_parameters, export, load_base
+from prosemill.training.checkpoints import Checkpoints
 from prosemill.training.muon import MuonAndAdamW
 from prosemill.training.record import Recorder, Sampler, write_curves, write_samples
 from prosemill.training.throughput import measure_matmul_rate, training_operations_per_token
@@ -40,6 +41,8 @@ LOGS_PER_EVALUATION = 20
 def train_model(section: Train, *, blocks: Path, base: Path, output: Path, metrics: Path, reports: Path) -> None:
     """Fine-tune `base` on `blocks` and write the best checkpoint by validation loss, its metrics and its curves.
 
+    A call that was cut goes on from its last checkpoint when it is made again, in the same tracked run, and ends as if never cut.
+
     Args:
         section: The train section of params.yaml.
         blocks: The group stage's folder.
@@ -49,7 +52,8 @@ def train_model(section: Train, *, blocks: Path, base: Path, output: Path, metri
         reports: Folder for the loss curves (CSV and PNG) and the samples.
 
     Raises:
-        ProsemillError: an input is missing or does not fit, or the loss stops being a number.
+        ProsemillError: an input is missing or does not fit, another process trains the same, or the loss stops being a number.
+        KeyboardInterrupt: the process was sent SIGTERM while it trained; a checkpoint is written.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -57,14 +61,16 @@ def train_model(section: Train, *, blocks: Path, base: Path, output: Path, metri
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     fingerprint = fingerprint_of(section, blocks, base)
     train, validation = Blocks.open(blocks, "train"), Blocks.open(blocks, "validation")
+    checkpoints = Checkpoints(CHECKPOINTS / fingerprint)
     sampler = Sampler(family_of(base), load_tokenizer(base), train.end_of_text_id, section.sample_prompts, section.sample_tokens)
-    with open_run(fingerprint, name=base_name(base), wandb=section.wandb) as run:
+    lock = alone(CHECKPOINTS / f"{fingerprint}.lock", f"training of {fingerprint}")
+    with lock, open_run(fingerprint, name=base_name(base), wandb=section.wandb) as run:
         run.log_params({f"train.{key}": value for key, value in as_plain(section).items()})
         run.log_dataset("blocks", sha256_of_file(blocks / MANIFEST), source=str(blocks))
         with Recorder(section, run, sampler) as recorder:
-            trainer = build_trainer(section, train, validation, base, CHECKPOINTS / fingerprint, recorder.callbacks())
+            trainer = build_trainer(section, train, validation, base, checkpoints, recorder.callbacks())
             with telling_a_full_disk(CHECKPOINTS):
-                trainer.train()
+                trainer.go_on()
         values = _measurements(trainer, recorder, section, train.block_size)
         run.log_metrics({key: value for key, value in values.items() if isinstance(value, int | float)})
         write_curves(recorder, reports)
@@ -74,8 +80,8 @@ def train_model(section: Train, *, blocks: Path, base: Path, output: Path, metri
         trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         with telling_a_full_disk(output):
             export(trained, base, output, identity)
-    write_metrics(metrics, values)
-    shutil.rmtree(CHECKPOINTS / fingerprint)
+        write_metrics(metrics, values)
+        checkpoints.clear()
 
 
 def fingerprint_of(section: Train, blocks: Path, base: Path) -> str:
@@ -87,7 +93,7 @@ def fingerprint_of(section: Train, blocks: Path, base: Path) -> str:
 
 
 def build_trainer(
-    section: Train, train: Blocks, validation: Blocks, base: Path, checkpoints: Path, callbacks: list[TrainerCallback]
+    section: Train, train: Blocks, validation: Blocks, base: Path, checkpoints: Checkpoints, callbacks: list[TrainerCallback]
 ) -> TokenWeightedTrainer:
     """The Trainer of a run, ready to train: model with adapters, blocks, schedule, callbacks."""
     device = choose_device()
@@ -101,7 +107,7 @@ def build_trainer(
     optimizer = _muon(section, model) if section.optimizer == "muon" else None
     trainer = TokenWeightedTrainer(
         model=model,
-        args=training_arguments(section, checkpoints, arithmetic, device),
+        args=training_arguments(section, arithmetic, device),
         train_dataset=BlockDataset(train),
         eval_dataset=BlockDataset(validation, section.max_validation_blocks),
         data_collator=BlockCollator(family, model.config, train.end_of_text_id, documents_stop_attention=stop),
@@ -109,6 +115,7 @@ def build_trainer(
         optimizers=(optimizer, None),  # without one Trainer makes its AdamW
         tokens_per_byte=(validation.num_tokens - validation.num_documents) / validation.num_text_bytes,
         end_of_text_id=train.end_of_text_id,
+        checkpoints=checkpoints,
     )
     trainer.remove_callback(PrinterCallback)  # the recorder speaks for the run
     return trainer
@@ -123,16 +130,14 @@ def _muon(section: Train, model: PreTrainedModel) -> MuonAndAdamW:
     )
 
 
-def training_arguments(section: Train, checkpoints: Path, arithmetic: Arithmetic, device: torch.device) -> TrainingArguments:
+def training_arguments(section: Train, arithmetic: Arithmetic, device: torch.device) -> TrainingArguments:
     """The train section in Trainer's own terms.
 
     Raises:
         ProsemillError: there are several devices or processes; Trainer would give each of them a batch.
     """
-    if checkpoints.exists():
-        shutil.rmtree(checkpoints)
     arguments = TrainingArguments(
-        output_dir=str(checkpoints),
+        output_dir=str(CHECKPOINTS),  # nothing is written there: `Checkpoints` knows better places
         per_device_train_batch_size=section.batch_size // section.gradient_accumulation,
         per_device_eval_batch_size=section.batch_size // section.gradient_accumulation,
         gradient_accumulation_steps=section.gradient_accumulation,
@@ -149,10 +154,8 @@ def training_arguments(section: Train, checkpoints: Path, arithmetic: Arithmetic
         activation_checkpointing=section.gradient_checkpointing,
         eval_strategy="steps",
         eval_steps=section.evaluation_interval,
-        eval_on_start=True,
         save_strategy="steps",
         save_steps=section.evaluation_interval,
-        save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,

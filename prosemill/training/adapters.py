@@ -95,7 +95,9 @@ def export(model: Any, base: Path, output: Path, identity: dict[str, Any]) -> No
     if temporary.exists():
         shutil.rmtree(temporary)
     if isinstance(model, PeftModel):
-        model.peft_config["default"].base_model_name_or_path = base.as_posix()
+        config: Any = model.peft_config["default"]
+        config.base_model_name_or_path = base.as_posix()
+        config.target_modules = sorted(config.target_modules)  # a set, whose order would be another in each process
         model.save_pretrained(str(temporary / ADAPTER))
         if any(parameter.dtype != torch.float32 for parameter in model.parameters()):  # merge into the weights before they were rounded
             model = PeftModel.from_pretrained(load_model(base), str(temporary / ADAPTER))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerFast, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prosemill.console import progress
 from prosemill.errors import ProsemillError
@@ -17,6 +17,7 @@ from prosemill.families import Family
 from prosemill.params import Train
 from prosemill.tracking import Run
 from prosemill.training.throughput import synchronize
+from prosemill.training.trainer import Remembering
 
 Record = dict[str, float]
 
@@ -60,7 +61,13 @@ class Sampler:
         return str(self._tokenizer.decode(output[0, self._family.num_given(batch) :], skip_special_tokens=True))
 
 
-class Recorder(TrainerCallback):
+class StopEarly(Remembering, EarlyStoppingCallback):
+    """Transformers' own, which forgets in a kill for how long nothing has become better."""
+
+    kept = ("early_stopping_patience_counter",)
+
+
+class Recorder(Remembering):
     """Trainer callback that collects and tracks losses, step times and samples, and shows progress.
 
     Attributes:
@@ -69,6 +76,8 @@ class Recorder(TrainerCallback):
         samples: One row per prompt and round: `step`, `prompt`, `continuation`.
         step_seconds: Time spent in optimiser steps, without measurements and samples.
     """
+
+    kept = ("training", "validation", "samples", "step_seconds")
 
     def __init__(self, section: Train, run: Run, sampler: Sampler) -> None:
         self._section, self._run, self._sampler = section, run, sampler
@@ -87,10 +96,8 @@ class Recorder(TrainerCallback):
 
     def callbacks(self) -> list[TrainerCallback]:
         """The recorder itself and, if asked for, the callback that stops early."""
-        from transformers import EarlyStoppingCallback
-
         patience = self._section.early_stopping_patience
-        return [self, *([EarlyStoppingCallback(patience)] if patience else [])]
+        return [self, *([StopEarly(patience)] if patience else [])]
 
     @property
     def best(self) -> Record:
@@ -103,7 +110,9 @@ class Recorder(TrainerCallback):
         return int(self.best["step"])
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        super().on_train_begin(args, state, control)
         self._bar = self._stack.enter_context(progress("train", total=state.max_steps, unit="steps"))
+        self._bar.advance(state.global_step)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         synchronize(args.device)
@@ -148,19 +157,19 @@ class Recorder(TrainerCallback):
 def write_curves(recorder: Recorder, reports: Path) -> None:
     """Write `train_loss.csv`, `validation_loss.csv` and `loss_curve.png`."""
     reports.mkdir(parents=True, exist_ok=True)
-    _write_csv(reports / "train_loss.csv", recorder.training)
-    _write_csv(reports / "validation_loss.csv", recorder.validation)
+    _write_csv(reports / "train_loss.csv", ["step", "train_loss", "learning_rate", "grad_norm"], recorder.training)
+    _write_csv(reports / "validation_loss.csv", ["step", "validation_loss", "validation_bits_per_byte"], recorder.validation)
     _draw_curves(recorder, reports / "loss_curve.png")
 
 
 def write_samples(recorder: Recorder, reports: Path) -> None:
     """Write `training_samples.csv`: how the continuations of the fixed prompts changed."""
-    _write_csv(reports / "training_samples.csv", recorder.samples)
+    _write_csv(reports / "training_samples.csv", ["step", "prompt", "continuation"], recorder.samples)
 
 
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, fieldnames=columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

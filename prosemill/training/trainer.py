@@ -1,17 +1,26 @@
-"""The Hugging Face Trainer with a token-weighted loss and a validation that sums instead of averaging means."""
+"""The Hugging Face Trainer with a token-weighted loss, a validation that sums instead of averaging means, and an exact resume."""
 
 import math
+import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 
+from prosemill.console import say
+from prosemill.errors import ProsemillError
 from prosemill.families import Batch, Family
 from prosemill.families.family import IGNORED
 from prosemill.tokens.blocks import Blocks
+from prosemill.training.checkpoints import Checkpoints
 from prosemill.training.loss import sum_over_tokens, validation_nll
+
+NUM_KEPT = 2
+"""Newest checkpoints that are kept, beside the best one."""
 
 
 class BlockDataset(Dataset[torch.Tensor]):
@@ -47,31 +56,77 @@ class BlockCollator:
         return self._family.pack(torch.stack(blocks), self._config, self._end_of_text_id, documents_stop_attention=stop)
 
 
+class Remembering(TrainerCallback, ExportableState):
+    """A callback some of whose attributes are kept in checkpoints and are as they were when a run goes on from one."""
+
+    kept: ClassVar[tuple[str, ...]]
+    """Names of the attributes; their values are plain ones."""
+
+    def state(self) -> dict[str, Any]:
+        """What Trainer writes into a checkpoint's state file."""
+        return {"args": {}, "attributes": {name: getattr(self, name) for name in self.kept}}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Take up what the state says; in a run that begins, that is what `state` just told it."""
+        super().on_train_begin(args, state, control)
+        stored: Any = state.stateful_callbacks
+        for name, value in stored[type(self).__name__]["attributes"].items():
+            setattr(self, name, value)
+
+
 class TokenWeightedTrainer(Trainer):
-    """Trainer whose training loss and validation loss are sums over tokens divided by the number of tokens.
+    """Trainer whose losses are sums over tokens divided by the number of tokens, and whose runs go on exactly where they were cut.
 
     Args:
         tokens_per_byte: Text tokens over UTF-8 bytes of the validation split, to turn nats per token into bits per byte.
         end_of_text_id: The token that is no text and does not count towards bits per byte.
+        checkpoints: Where the run's checkpoints lie.
         arguments: What Trainer takes.
-
-    Attributes:
-        num_blocks: Blocks trained on so far; an epoch's last batch may hold fewer than the others.
     """
 
-    def __init__(self, *, tokens_per_byte: float, end_of_text_id: int, **arguments: Any) -> None:
+    def __init__(self, *, tokens_per_byte: float, end_of_text_id: int, checkpoints: Checkpoints, **arguments: Any) -> None:
         super().__init__(compute_loss_func=_loss_of_outputs, **arguments)
         # The model would compute a loss of its own from these, and scale it by its own idea of the batch.
         self.model_accepts_loss_kwargs = False
-        self._tokens_per_byte, self._end_of_text_id = tokens_per_byte, end_of_text_id
-        self.num_blocks = 0
+        self._tokens_per_byte, self._end_of_text_id, self._checkpoints = tokens_per_byte, end_of_text_id, checkpoints
+        self.add_callback(_Progress(self))
+
+    def go_on(self) -> None:
+        """Train from the newest whole checkpoint, or else from the beginning, to the end.
+
+        Raises:
+            KeyboardInterrupt: the process was sent SIGTERM; a checkpoint of the last step is written.
+        """
+        step = self._resumable_step()
+        if step is not None:
+            say(f"going on from the checkpoint of step {step}")
+        self.args.eval_on_start = step is None  # else it is measured already
+        with _SaveOnSigterm() as callback:
+            self.add_callback(callback)
+            self.train(resume_from_checkpoint=None if step is None else str(self._checkpoints.path(step)))
+
+    def _resumable_step(self) -> int | None:
+        """The step of the newest checkpoint that is whole and whose best one is there too."""
+        while (step := self._checkpoints.newest()) is not None:
+            best = TrainerState.load_from_json(str(self._checkpoints.path(step) / TRAINER_STATE_NAME)).best_global_step
+            if not best or best in self._checkpoints.steps():
+                break
+            self._checkpoints.delete(step, because=f"the best one, of step {best}, is gone")
+        return step
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks trained on so far; an epoch's last batch may hold fewer than the others."""
+        assert isinstance(self.train_dataset, BlockDataset)
+        num_blocks, batch_size = len(self.train_dataset), self.args.train_batch_size * self.args.gradient_accumulation_steps
+        epochs, steps = divmod(self.state.global_step, math.ceil(num_blocks / batch_size))
+        return epochs * num_blocks + steps * batch_size
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor | int | None]:
         """The parts of one batch, and how many tokens they predict; Trainer itself counts one too many in a row for some families."""
         parts, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.num_blocks += sum(len(part["labels"]) for part in parts)
         return parts, torch.stack([part["labels"].ne(IGNORED).sum() for part in parts]).sum().to(device)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -94,6 +149,96 @@ class TokenWeightedTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _run_epoch(self, **arguments: Any) -> None:  # type: ignore[override]  # Trainer names them all
+        if not self.control.should_training_stop:  # the checkpoint of a run's last step has nothing left to train
+            super()._run_epoch(**arguments)  # type: ignore[no-untyped-call]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As Trainer's own, which writes in place: a kill in it leaves a checkpoint that resumes wrongly or not at all."""
+        state, step = self.state, self.state.global_step
+        if state.best_global_step:
+            state.best_model_checkpoint = str(self._checkpoints.path(state.best_global_step))
+        remembered: Any = {type(each).__name__: each.state() for each in self.callback_handler.callbacks if isinstance(each, Remembering)}
+        state.stateful_callbacks = remembered
+        with self._checkpoints.writing(step) as folder:
+            self.save_model(str(folder), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+            state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        self._checkpoints.keep({*sorted(self._checkpoints.steps())[-NUM_KEPT:], state.best_global_step or step})
+
+    def _load_best_model(self) -> None:
+        """As Trainer's own, which only warns where there is nothing to load, and leaves the last weights for the best."""
+        best = self.state.best_global_step
+        assert best is not None
+        fault = self._checkpoints.fault(best)
+        if fault is not None:
+            raise ProsemillError(f"the best checkpoint {self._checkpoints.path(best)} is not whole ({fault}): run the same command again")
+        super()._load_best_model()
+
+
+class _SaveOnSigterm(TrainerCallback):
+    """While its block runs in the main thread: on SIGTERM save a checkpoint after the step under way, then raise `KeyboardInterrupt`.
+
+    A machine that is about to be taken away sends it, and a stage whose DVC was killed sends it to itself.
+    """
+
+    def __init__(self) -> None:
+        self._is_asked = False
+
+    def __enter__(self) -> "_SaveOnSigterm":
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _ask(self, *_: object) -> None:
+        self._is_asked = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_save = control.should_save or self._is_asked
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._is_asked:
+            say(f"asked to end (SIGTERM): the checkpoint of step {state.global_step} is saved")
+            raise KeyboardInterrupt
+
+
+class _Progress(Remembering):
+    """What Trainer forgets: the loss since the last log, and whether the run has come to its end."""
+
+    kept = ("loss", "last_log", "has_ended")
+
+    def __init__(self, trainer: TokenWeightedTrainer) -> None:
+        self._trainer = trainer
+
+    @property
+    def loss(self) -> float:
+        pending = getattr(self._trainer, "_tr_loss", None)
+        return 0.0 if pending is None else float(pending)
+
+    @loss.setter
+    def loss(self, value: float) -> None:
+        self._trainer._tr_loss.fill_(value)
+
+    @property
+    def last_log(self) -> int:
+        return getattr(self._trainer, "_globalstep_last_logged", 0)
+
+    @last_log.setter
+    def last_log(self, value: int) -> None:
+        self._trainer._globalstep_last_logged = value
+
+    @property
+    def has_ended(self) -> bool:
+        return self._trainer.control.should_training_stop
+
+    @has_ended.setter
+    def has_ended(self, value: bool) -> None:
+        self._trainer.control.should_training_stop = value
 
 
 class EvaluateAtTheEnd(TrainerCallback):

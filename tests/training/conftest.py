@@ -14,6 +14,7 @@ from prosemill.families import families
 from prosemill.params import Download, Group, Tokenize, Train, parse_section
 from prosemill.tokens import Blocks, group_tokens, tokenize_corpus
 from prosemill.training import build_trainer, train_model
+from prosemill.training.checkpoints import Checkpoints
 from prosemill.training.trainer import TokenWeightedTrainer
 from tests.conftest import environment
 from tests.models import write_model
@@ -82,7 +83,8 @@ def train(section: Train, blocks: Path, base: Path, root: Path) -> dict[str, Any
 
 def trainer_of(section: Train, blocks: Path, base: Path, root: Path, *callbacks: TrainerCallback) -> TokenWeightedTrainer:
     """The Trainer of a run that is not tracked, ready to train."""
-    return build_trainer(section, Blocks.open(blocks, "train"), Blocks.open(blocks, "validation"), base, root / "x", list(callbacks))
+    train, validation = Blocks.open(blocks, "train"), Blocks.open(blocks, "validation")
+    return build_trainer(section, train, validation, base, Checkpoints(root / "x"), list(callbacks))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from prosemill.errors import ProsemillError
 from prosemill.families import family_of
+from prosemill.params import Lora
 from prosemill.pretrained import load_model
 from prosemill.tokens import Blocks
 from prosemill.training import fingerprint_of
+from prosemill.training.adapters import add_adapters, export
 from prosemill.training.loss import validation_nll
 from prosemill.training.trainer import BlockCollator, BlockDataset
 from tests.training.conftest import inside, train, train_section
@@ -92,6 +94,13 @@ def test_adapter_and_merged_model_are_the_same_model_in_plain_transformers(train
         assert not torch.allclose(load_model(tiny_model)(**inputs).logits, expected, atol=1e-5)
 
 
+def test_an_adapters_config_is_the_same_in_every_process(tiny_model: Path, tmp_path: Path) -> None:
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    export(add_adapters(load_model(tiny_model), Lora(targets=targets), family_of(tiny_model)), tiny_model, tmp_path / "trained", {})
+    config = json.loads((tmp_path / "trained/adapter/adapter_config.json").read_text(encoding="utf-8"))
+    assert config["target_modules"] == sorted(targets), "PEFT keeps them in a set, whose order hangs on the process"
+
+
 def test_what_leaves_is_the_best_checkpoint(tmp_path: Path, blocks: Path, tiny_model: Path) -> None:
     # So high a rate that the loss soon gets worse again.
     section = train_section(lora=None, learning_rate=0.03, max_steps=8, schedule="constant_with_warmup", warmup_ratio=0.0)
@@ -163,7 +172,7 @@ def test_several_devices_are_refused(tmp_path: Path, blocks: Path, tiny_model: P
 
 def test_nothing_is_left_of_a_finished_run_but_its_outputs(trained: tuple[Path, Any]) -> None:
     root = trained[0]
-    assert list((root / ".checkpoints").iterdir()) == []
+    assert [path.suffix for path in (root / ".checkpoints").iterdir()] == [".lock"]
     assert {path.name for path in (root / "trained").iterdir()} >= {
         "config.json",
         "model.safetensors",

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Never
 
+from prosemill.orphans import end_with_dvc
 from prosemill.telemetry import switch_off
 
 
@@ -28,11 +29,12 @@ def exit_with(message: str) -> Never:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a program's `main`, turning the user's mistakes and a full disk into one line and exit status 1.
+    """Run a stage's `main`, turning the user's mistakes and a full disk into one line and exit status 1.
 
-    The libraries' usage reports are switched off before (prosemill/telemetry.py).
+    The libraries' usage reports are switched off before (prosemill/telemetry.py), and a stage of DVC ends with it (prosemill/orphans.py).
     """
     switch_off()
+    end_with_dvc()
     try:
         main()
     except ProsemillError as error:

@@ -17,20 +17,21 @@ from prosemill.errors import ProsemillError
 
 
 @contextmanager
-def alone(lock: Path, work: str) -> Iterator[None]:
+def alone(lock: Path, work: str, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock while the block runs.
 
     Args:
         lock: The lock's file; made if it is not there.
         work: What must not run twice, for the message.
+        wait: Whether to wait for another process that holds it.
 
     Raises:
-        ProsemillError: another process holds it.
+        ProsemillError: another process holds it, and `wait` is off.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "a process that has just begun"

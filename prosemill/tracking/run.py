@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from prosemill.console import say
 from prosemill.errors import ProsemillError
+from prosemill.locks import alone
 from prosemill.tracking.fingerprint import git_state
 from prosemill.workspace import TRACKING
 
@@ -130,6 +131,8 @@ class _Mlflow:
         self._mlflow = mlflow
         self._last_steps: dict[str, int] = {}  # of metrics, when the run was reopened
         uri = tracking_uri()
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            _make_store()
         mlflow.set_tracking_uri(uri)
         try:
             with self._reaching():
@@ -147,9 +150,10 @@ class _Mlflow:
             experiment_id=experiment_id,
             run_name=f"{name}-{fingerprint[:8]}",
             log_system_metrics=True,
+            # With the run itself: a kill must not leave one that is not found again. A later evaluation does not change which commit
+            # made the weights.
+            tags=None if found else {FINGERPRINT_TAG: fingerprint, **git_state(Path.cwd())},
         )
-        if not found:  # a later evaluation does not change which commit made the weights
-            self._mlflow.set_tags({FINGERPRINT_TAG: fingerprint, **git_state(Path.cwd())})
         return str(run.info.run_id), bool(found)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -250,6 +254,23 @@ class _Wandb:
 
     def end(self, status: str) -> None:
         self._run.finish(exit_code=0 if status == "FINISHED" else 1)
+
+
+def _make_store() -> None:
+    """Make the default store, whole or not at all: MLflow's own first start, cut by a kill, leaves tables that no later start completes."""
+    store = TRACKING / "mlflow.db"
+    with alone(TRACKING / "mlflow.lock", "making of the tracking store", wait=True):
+        if store.is_file():
+            return
+        from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
+        part = store.with_name("mlflow.db.part")
+        for stale in TRACKING.glob(f"{part.name}*"):
+            stale.unlink()
+        engine = create_sqlalchemy_engine(f"sqlite:///{part.absolute()}")
+        _initialize_tables(engine)
+        engine.dispose()
+        part.replace(store)
 
 
 def _create_experiment(uri: str) -> str:

@@ -66,6 +66,43 @@ def test_training_and_evaluation_of_one_fingerprint_are_one_run(store: Path) -> 
     assert list(table["continuation"]) == [" end", " beginning"]
 
 
+def test_a_store_whose_making_was_cut_is_made_again(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    class Cut(BaseException):
+        """Stands for a kill."""
+
+    def cut(_: object) -> None:
+        raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.store.db.utils._upgrade_db", cut)  # half of the tables are there by then
+        with pytest.raises(Cut):
+            open_run("a" * 16, name="llama").__enter__()
+    assert [path.name for path in (workspace / ".mlflow").glob("*.db*")] == ["mlflow.db.part"]
+    with open_run("a" * 16, name="llama"):
+        pass
+    assert [run.info.status for run in runs()] == ["FINISHED"]
+    assert not list((workspace / ".mlflow").glob("*.part*"))
+
+
+def test_a_run_has_its_fingerprint_from_its_first_moment(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cut(BaseException):
+        """Stands for a kill."""
+
+    def cut(*_: object) -> None:
+        raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "set_tag", cut)
+        patch.setattr(mlflow, "set_tags", cut)
+        with open_run("a" * 16, name="llama"):
+            pass
+    with open_run("a" * 16, name="llama"):
+        pass
+    assert len(runs()) == 1
+
+
 def test_another_fingerprint_is_another_run(store: Path) -> None:
     for fingerprint in ("a" * 16, "b" * 16, "a" * 16):
         with open_run(fingerprint, name="llama"):

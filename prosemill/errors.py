@@ -29,7 +29,7 @@ def exit_with(message: str) -> Never:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a stage's `main`, turning the user's mistakes and a full disk into one line and exit status 1.
+    """Run a program's `main`, turning the user's mistakes and a full disk into one line and exit status 1.
 
     The libraries' usage reports are switched off before (prosemill/telemetry.py), and a stage of DVC ends with it (prosemill/orphans.py).
     """

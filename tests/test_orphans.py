@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from prosemill.orphans import end_with_dvc
+
 STAGE = """
 import sys, time
 from prosemill.orphans import end_with_dvc
@@ -40,9 +42,9 @@ def stage(tmp_path: Path, request: pytest.FixtureRequest) -> "tuple[subprocess.P
 def test_a_stage_whose_dvc_was_killed_ends(stage: "tuple[subprocess.Popen[str], psutil.Process]") -> None:
     dvc, process = stage
     dvc.send_signal(signal.SIGKILL)
-    dvc.wait()
-    psutil.wait_procs([process], timeout=10)
+    psutil.wait_procs([process], timeout=10)  # dvc is not waited for, so it stays a zombie
     assert not process.is_running()
+    dvc.wait()
 
 
 @pytest.mark.parametrize("stage", [{}], indirect=True)
@@ -55,3 +57,14 @@ def test_a_program_that_dvc_does_not_run_outlives_what_started_it(stage: "tuple[
         assert process.is_running()
     finally:
         process.kill()
+
+
+def test_a_stage_whose_dvc_died_before_it_looked_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    monkeypatch.setenv("DVC_STAGE", "train")
+    monkeypatch.setattr(psutil.Process, "parents", lambda _: [psutil.Process(1)])
+    monkeypatch.setattr(psutil.Process, "name", lambda _: "init")
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda _: ["/sbin/init"])
+    monkeypatch.setattr(os, "kill", lambda _, number: sent.append(number))
+    end_with_dvc()
+    assert sent == [signal.SIGTERM]

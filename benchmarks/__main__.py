@@ -1,8 +1,9 @@
 """All measurements, one after the other: `make bench`, or `python -m benchmarks`. The larger runs of RESULTS.md have their own commands."""
 
-from benchmarks import corpus, minis, pipeline, startup, tokens
+from benchmarks import corpus, kills, minis, pipeline, startup, tokens
 
 CORPUS_GIGABYTES = 0.2
+KILLS = 6
 
 
 def main() -> None:
@@ -10,6 +11,7 @@ def main() -> None:
     startup.main()
     tokens.main()
     corpus.main(gigabytes=CORPUS_GIGABYTES)
+    kills.main(kills=KILLS)
     pipeline.main()
     minis.main()
 

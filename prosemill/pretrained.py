@@ -55,16 +55,21 @@ def refuse_remote_code(folder: Path) -> None:
             )
 
 
+TORCH_WROTE_LESS = "inline_container.cc"
+"""The file of torch that complains when a file takes less than it is given; it does not say why."""
+
+
 @contextmanager
 def telling_a_full_disk(folder: Path) -> Iterator[None]:
     """While a model or tokenizer is saved into `folder`: turn its libraries' errors for a full disk into the `OSError` that they hide."""
     try:
         yield
     except Exception as error:
-        code = re.search(r"\(os error (\d+)\)", str(error))  # how Rust ends its messages
-        if isinstance(error, OSError) or code is None or int(code[1]) not in (errno.ENOSPC, errno.EDQUOT):
+        found = re.search(r"\(os error (\d+)\)", str(error))  # how Rust ends its messages
+        code = int(found[1]) if found else errno.ENOSPC if TORCH_WROTE_LESS in str(error) else None
+        if isinstance(error, OSError) or code not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from None
+        raise OSError(code, os.strerror(code), str(folder)) from None
 
 
 def end_of_text_id(tokenizer: PreTrainedTokenizerFast) -> int:

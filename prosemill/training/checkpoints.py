@@ -48,6 +48,7 @@ class Checkpoints:
         part = target.with_name(target.name + PART)
         _remove(part)
         part.mkdir(parents=True)
+        sync_folder(self._folder.parent)
         try:
             yield part
             _seal(part)
@@ -62,11 +63,11 @@ class Checkpoints:
         """The latest step whose checkpoint is whole; None where there is none. Those that are not whole are deleted, and it is said."""
         for part in self._folder.glob(f"*{PART}"):
             _remove(part)
-        for step in self.steps():
-            fault = self.fault(step)
+        faults = {step: self.fault(step) for step in self.steps()}
+        for step, fault in faults.items():
             if fault is not None:
                 self.delete(step, because=fault)
-        return max(self.steps(), default=None)
+        return max((step for step, fault in faults.items() if fault is None), default=None)
 
     def fault(self, step: int) -> str | None:
         """What is wrong with a step's checkpoint; None if it is whole."""
@@ -77,15 +78,15 @@ class Checkpoints:
                 path = folder / name
                 if path.stat().st_size != about["num_bytes"] or sha256_of_file(path) != about["sha256"]:
                     return f"{name} has changed"
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             return f"{Path(error.filename).name} is missing"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             return f"{COMPLETE} is broken: {error}"
         return None
 
     def delete(self, step: int, *, because: str) -> None:
         """Delete a checkpoint that cannot be used, and say why."""
-        say(f"the checkpoint of step {step} is of no use ({because}): training goes on from an older one, or begins again")
+        say(f"the checkpoint of step {step} is of no use and is deleted: {because}")
         _remove(self.path(step))
 
     def steps(self) -> list[int]:
@@ -118,5 +119,6 @@ def _seal(folder: Path) -> None:
 
 def _remove(folder: Path) -> None:
     """Delete a folder, what calls it complete first."""
-    (folder / COMPLETE).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        (folder / COMPLETE).unlink(missing_ok=True)
+        shutil.rmtree(folder)

@@ -104,6 +104,8 @@ class TokenWeightedTrainer(Trainer):
         with _SaveOnSigterm() as callback:
             self.add_callback(callback)
             self.train(resume_from_checkpoint=None if step is None else str(self._checkpoints.path(step)))
+            if callback.is_asked:  # after the last checkpoint
+                raise KeyboardInterrupt
 
     def _resumable_step(self) -> int | None:
         """The step of the newest checkpoint that is whole and whose best one is there too."""
@@ -183,10 +185,13 @@ class _SaveOnSigterm(TrainerCallback):
     """While its block runs in the main thread: on SIGTERM save a checkpoint after the step under way, then raise `KeyboardInterrupt`.
 
     A machine that is about to be taken away sends it, and a stage whose DVC was killed sends it to itself.
+
+    Attributes:
+        is_asked: Whether the process was sent SIGTERM.
     """
 
     def __init__(self) -> None:
-        self._is_asked = False
+        self.is_asked = False
 
     def __enter__(self) -> "_SaveOnSigterm":
         self._before = signal.signal(signal.SIGTERM, self._ask)
@@ -196,13 +201,13 @@ class _SaveOnSigterm(TrainerCallback):
         signal.signal(signal.SIGTERM, self._before)
 
     def _ask(self, *_: object) -> None:
-        self._is_asked = True
+        self.is_asked = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        control.should_save = control.should_save or self._is_asked
+        control.should_save = control.should_save or self.is_asked
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._is_asked:
+        if self.is_asked:
             say(f"asked to end (SIGTERM): the checkpoint of step {state.global_step} is saved")
             raise KeyboardInterrupt
 

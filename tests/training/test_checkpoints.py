@@ -88,7 +88,7 @@ def test_a_checkpoint_that_is_not_whole_gives_way_to_an_older_one(
     if harm != "missing":
         path.write_bytes(content[:-3] if harm == "cut" else bytes([content[0] ^ 1]) + content[1:])
     assert checkpoints.newest() == 9
-    assert "the checkpoint of step 10 is of no use" in capsys.readouterr().err
+    assert "the checkpoint of step 10 is of no use and is deleted: " in capsys.readouterr().err
     assert checkpoints.steps() == [9]
 
 

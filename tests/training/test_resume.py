@@ -12,12 +12,13 @@ from typing import Any
 
 import mlflow
 import pytest
+import torch
 
 import prosemill.training
 from prosemill.errors import ProsemillError
 from prosemill.params import Train, as_plain
-from prosemill.training.checkpoints import Checkpoints
 from prosemill.training.record import Recorder
+from prosemill.training.trainer import TokenWeightedTrainer
 from tests.training.conftest import FULL, inside, train, train_section
 
 TIMES = {"matmul_teraflops_per_second", "mfu", "peak_memory_bytes", "tokens_per_second", "train_seconds"}
@@ -199,13 +200,13 @@ def signal_at_step(number: int, name: str) -> str:
 
 
 def test_a_killed_process_is_continued_in_the_same_tracked_run(
-    uncut: dict[str, Any], blocks: Path, tiny_model: Path, tmp_path: Path, tracking_store: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    uncut: dict[str, Any], blocks: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     killed = child(tmp_path, SECTION, blocks, tiny_model, signal_at_step(7, "SIGKILL"))
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
+    said = killed.communicate()[1]
+    assert killed.returncode == -signal.SIGKILL, said
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("prosemill")
     assert experiment is not None
@@ -255,17 +256,17 @@ def test_a_second_training_of_the_same_run_is_told_who_trains(blocks: Path, tiny
 def test_a_disk_that_fills_leaves_the_last_checkpoint(uncut: dict[str, Any], blocks: Path, tiny_model: Path, tmp_path: Path) -> None:
     with inside(tmp_path) as root:
         with pytest.MonkeyPatch.context() as patch:
-            original, count = Checkpoints.writing, 0
+            original, count = TokenWeightedTrainer._save_optimizer_and_scheduler, 0
 
-            def full(self: Checkpoints, step: int) -> Any:
+            def full(self: TokenWeightedTrainer, folder: str) -> None:
                 nonlocal count
                 count += 1
+                original(self, folder)
                 if count == 2:
-                    raise OSError(28, "No space left on device", str(self.path(step)))
-                return original(self, step)
+                    torch.save(torch.zeros(1 << 20), "/dev/full")  # torch's own error for it
 
-            patch.setattr(Checkpoints, "writing", full)
-            with pytest.raises(OSError, match="No space left"):
+            patch.setattr(TokenWeightedTrainer, "_save_optimizer_and_scheduler", full)
+            with pytest.raises(OSError, match=r"No space left on device: '\.checkpoints'"):
                 train(SECTION, blocks, tiny_model, root)
         assert [path.name for path in root.glob(".checkpoints/*/*")] == ["checkpoint-4"]
         train(SECTION, blocks, tiny_model, root)

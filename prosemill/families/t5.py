@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prosemill.params import ScratchModel
 
 INITIALIZER_FACTOR = 0.3
-"""Of random weights: embeddings of a third of T5's own deviation of 1 learn faster in small models (1.895 against 1.915 bits per byte)."""
+"""Scales all random weights of T5; at 1 embeddings have a deviation of 1 and norms begin at 1. Small models learn faster so."""
 
 
 class T5(Family):

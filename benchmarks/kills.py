@@ -27,6 +27,7 @@ import psutil
 import typer
 import yaml
 
+from prosemill.console import say
 from prosemill.workspace import BASE_MODEL, BLOCKS, CORPUS, LOCK, METRICS, REPORTS, TOKENS, TRACKING, TRAINED_MODEL
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +115,7 @@ def kill_often(root: Path, kills: int, seed: int) -> Iterator[Kill]:
     assert expected["tracked runs"] == ["FINISHED"]
     seconds = run_whole(root / "again", make_clone(root / "again"))  # the first run also warms the machine's caches
     assert result_of(root / "again") == expected, "two uncut runs must not differ"
-    print(f"an uncut run takes {seconds:.0f} s and leaves {len(expected)} digests and numbers")
+    say(f"an uncut run takes {seconds:.0f} s and leaves {len(expected)} digests and numbers")
     generator = random.Random(seed)  # noqa: S311 - moments, no secrets
     for number in range(kills):
         # One from each stretch of equal length, so that a few kills too are spread over all stages.

@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ def no_sync(fd: object) -> None:
     """Stands for `os.fsync`."""
 
 
-def arm(kill_at: int) -> None:
+def arm(kill_at: int, points: Iterable[tuple[Any, str]] = POINTS) -> None:
+    """Have this process killed just before its `kill_at`-th call of one of the functions, given as their owners and names."""
     count = 0
 
     def armed(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,8 +70,8 @@ def arm(kill_at: int) -> None:
 
         return wrapper
 
-    for module, name in POINTS:
-        setattr(module, name, armed(getattr(module, name)))
+    for owner, name in points:
+        setattr(owner, name, armed(getattr(owner, name)))
 
 
 def main() -> None:

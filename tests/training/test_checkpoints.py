@@ -5,13 +5,12 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from prosemill.training.checkpoints import COMPLETE, Checkpoints
+from tests.corpus.killing import arm
 
 CALLS = ((os, "fsync"), (os, "open"), (Path, "rename"), (Path, "replace"), (Path, "unlink"), (Path, "mkdir"), (shutil, "rmtree"))
 """What changes a disk, and when."""
@@ -29,20 +28,7 @@ def killed_before_call(number: int, folder: Path) -> bool:
     """Write a second checkpoint and drop the first, in a process that is killed before that call; whether it came so far."""
 
     def work() -> None:
-        count = 0
-
-        def counting(call: Callable[..., Any]) -> Callable[..., Any]:
-            def counted(*arguments: Any, **options: Any) -> Any:
-                nonlocal count
-                count += 1
-                if count == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return call(*arguments, **options)
-
-            return counted
-
-        for owner, name in CALLS:
-            setattr(owner, name, counting(getattr(owner, name)))
+        arm(number, CALLS)
         checkpoints = Checkpoints(folder)
         write(checkpoints, 2)
         checkpoints.keep({2})

@@ -50,20 +50,7 @@ def result(root: Path) -> dict[str, Any]:
 
 def cut_at(event: str, number: int) -> Callable[[pytest.MonkeyPatch], None]:
     """Cut the run at the recorder's event of this number (1 for the first)."""
-
-    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        original, count = getattr(Recorder, event), 0
-
-        def counted(self: Recorder, *arguments: Any, **options: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == number:
-                raise Cut
-            return original(self, *arguments, **options)
-
-        monkeypatch.setattr(Recorder, event, counted)
-
-    return patch
+    return cut_in(Recorder, event, number)
 
 
 def cut_in(owner: Any, name: str, number: int = 1) -> Callable[[pytest.MonkeyPatch], None]:

@@ -12,9 +12,17 @@ from typing import Never
 from prosemill.orphans import end_with_dvc
 from prosemill.telemetry import switch_off
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of an `OSError` that says that nothing more can be written."""
+
 
 class ProsemillError(ValueError):
     """A mistake that the user can mend. The message is one line: what is wrong, where, and what to do."""
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether a program ends on it in one line, and trying again as it stands would be in vain."""
+    return isinstance(error, ProsemillError | KeyboardInterrupt) or (isinstance(error, OSError) and error.errno in FULL_DISK)
 
 
 def first_line(error: Exception) -> str:
@@ -40,7 +48,7 @@ def run_main(main: Callable[[], None]) -> None:
     except ProsemillError as error:
         exit_with(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_mistake(error):
             raise
         exit_with(f"the disk is full while writing {error.filename or 'an output'}: free some space and run the same command again")
     except KeyboardInterrupt:

@@ -264,7 +264,10 @@ class Train:
     batch_size: Count = 8
     """Blocks per optimiser step."""
     gradient_accumulation: Count = 1
-    """Parts a batch is computed in, to save memory; divides batch_size. The result is the same."""
+    """Parts a batch is computed in, to save memory or for several processes; divides batch_size. But for rounding all is the same."""
+    num_processes: Count = 1
+    """Processes that compute a batch's parts, each on a GPU of its own or all on the CPU; divides gradient_accumulation. The result is the
+    same, bit for bit, if each has as many threads (OMP_NUM_THREADS)."""
     num_epochs: Positive | None = None
     """Passes over the training blocks; give this or max_steps."""
     max_steps: Count | None = None
@@ -312,6 +315,11 @@ class Train:
             raise ValueError("adamw_learning_rate is for what muon leaves to AdamW: set optimizer to muon, or use learning_rate")
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(f"gradient_accumulation {self.gradient_accumulation} does not divide batch_size {self.batch_size}")
+        if self.gradient_accumulation % self.num_processes:
+            raise ValueError(
+                f"num_processes {self.num_processes} does not divide gradient_accumulation {self.gradient_accumulation}, the parts of a "
+                "batch that the processes share: set gradient_accumulation to a multiple of num_processes that divides batch_size"
+            )
         if self.base_precision != "fp32" and self.lora is None:
             raise ValueError(
                 f"base_precision {self.base_precision} is for the frozen weights under lora: set lora, or base_precision to fp32"

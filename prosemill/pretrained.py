@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from prosemill.end_of_text import choose_end_of_text
-from prosemill.errors import ProsemillError
+from prosemill.errors import FULL_DISK, ProsemillError
 from prosemill.families import family_of
 
 
@@ -67,7 +67,7 @@ def telling_a_full_disk(folder: Path) -> Iterator[None]:
     except Exception as error:
         found = re.search(r"\(os error (\d+)\)", str(error))  # how Rust ends its messages
         code = int(found[1]) if found else errno.ENOSPC if TORCH_WROTE_LESS in str(error) else None
-        if isinstance(error, OSError) or code not in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) or code not in FULL_DISK:
             raise
         raise OSError(code, os.strerror(code), str(folder)) from None
 

@@ -3,16 +3,20 @@
     train_model(section, blocks=BLOCKS, base=BASE_MODEL, output=TRAINED_MODEL, metrics=METRICS / "train.json", reports=REPORTS)
 
 The arithmetic of the loss is in `loss`, the Trainer in `trainer`, what a kill leaves in `checkpoints`, what is written down while it runs
-in `record`, and how a model gets its adapters and loses them again in `adapters`.
+in `record`, how a model gets its adapters and loses them again in `adapters`, how several processes start and end together in `processes`,
+and how they share out a batch in `parts`.
 """
 
 import json
 import resource
 import warnings
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
+from torch.distributed import is_initialized
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -30,7 +34,8 @@ from prosemill.tracking import open_run, run_fingerprint
 from prosemill.training.adapters import add_adapters, count_parameters, export, load_base
 from prosemill.training.checkpoints import Checkpoints
 from prosemill.training.muon import MuonAndAdamW
-from prosemill.training.record import Recorder, Sampler, write_curves, write_samples
+from prosemill.training.processes import gather, is_leader, num_processes, run
+from prosemill.training.record import Recorder, Sampler, StopEarly, write_curves, write_samples
 from prosemill.training.throughput import measure_matmul_rate, training_operations_per_token
 from prosemill.training.trainer import BlockCollator, BlockDataset, EvaluateAtTheEnd, TokenWeightedTrainer
 from prosemill.workspace import CHECKPOINTS
@@ -55,6 +60,11 @@ def train_model(section: Train, *, blocks: Path, base: Path, output: Path, metri
         ProsemillError: an input is missing or does not fit, another process trains the same, or the loss stops being a number.
         KeyboardInterrupt: the process was sent SIGTERM while it trained; a checkpoint is written.
     """
+    run(section.num_processes, _train, section, blocks, base, output, metrics, reports)
+
+
+def _train(section: Train, blocks: Path, base: Path, output: Path, metrics: Path, reports: Path) -> None:
+    """One process's share of it. The leader alone locks, tracks, shows and writes."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     # transformers 5.23 warns of its own renaming each time a PEFT model is built.
@@ -62,20 +72,19 @@ def train_model(section: Train, *, blocks: Path, base: Path, output: Path, metri
     fingerprint = fingerprint_of(section, blocks, base)
     train, validation = Blocks.open(blocks, "train"), Blocks.open(blocks, "validation")
     checkpoints = Checkpoints(CHECKPOINTS / fingerprint)
-    sampler = Sampler(family_of(base), load_tokenizer(base), train.end_of_text_id, section.sample_prompts, section.sample_tokens)
-    lock = alone(CHECKPOINTS / f"{fingerprint}.lock", f"training of {fingerprint}")
-    with lock, open_run(fingerprint, name=base_name(base), wandb=section.wandb) as run:
-        run.log_params({f"train.{key}": value for key, value in as_plain(section).items()})
-        run.log_dataset("blocks", sha256_of_file(blocks / MANIFEST), source=str(blocks))
-        with Recorder(section, run, sampler) as recorder:
-            trainer = build_trainer(section, train, validation, base, checkpoints, recorder.callbacks())
-            with telling_a_full_disk(CHECKPOINTS):
-                trainer.go_on()
-        values = _measurements(trainer, recorder, section, train.block_size)
-        run.log_metrics({key: value for key, value in values.items() if isinstance(value, int | float)})
+    with ExitStack() as stack:
+        recorder = _begin(stack, section, fingerprint, blocks, base) if is_leader() else None
+        trainer = build_trainer(section, train, validation, base, checkpoints, [recorder] if recorder else [])
+        with telling_a_full_disk(CHECKPOINTS), recorder or nullcontext():
+            trainer.go_on()
+        matmul_rate, peak_memory = _measure_machine(section, trainer.args.device)
+        if recorder is None:
+            return
+        values = _measurements(trainer, recorder, section, matmul_rate, peak_memory)
+        recorder.run.log_metrics({key: value for key, value in values.items() if isinstance(value, int | float)})
         write_curves(recorder, reports)
         write_samples(recorder, reports)
-        run.log_file(reports / "loss_curve.png", "plots")
+        recorder.run.log_file(reports / "loss_curve.png", "plots")
         identity = {"fingerprint": fingerprint, "name": base_name(base), "best_step": recorder.best_step}
         trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         with telling_a_full_disk(output):
@@ -84,9 +93,20 @@ def train_model(section: Train, *, blocks: Path, base: Path, output: Path, metri
         checkpoints.clear()
 
 
+def _begin(stack: ExitStack, section: Train, fingerprint: str, blocks: Path, base: Path) -> Recorder:
+    """Hold the run's lock and open its tracks, until `stack` is closed."""
+    end_of_text_id = Blocks.open(blocks, "train").end_of_text_id
+    sampler = Sampler(family_of(base), load_tokenizer(base), end_of_text_id, section.sample_prompts, section.sample_tokens)
+    stack.enter_context(alone(CHECKPOINTS / f"{fingerprint}.lock", f"training of {fingerprint}"))
+    tracked = stack.enter_context(open_run(fingerprint, name=base_name(base), wandb=section.wandb))
+    tracked.log_params({f"train.{key}": value for key, value in as_plain(section).items()})
+    tracked.log_dataset("blocks", sha256_of_file(blocks / MANIFEST), source=str(blocks))
+    return Recorder(section, tracked, sampler)
+
+
 def fingerprint_of(section: Train, blocks: Path, base: Path) -> str:
     """The fingerprint of training with these params on these blocks from this model."""
-    params = {key: value for key, value in as_plain(section).items() if key != "wandb"}
+    params = {key: value for key, value in as_plain(section).items() if key not in ("wandb", "num_processes")}
     base_files = [base / name for name in ("config.json", "tokenizer.json", *sorted(file.name for file in base.glob("*.safetensors")))]
     base_digest = sha256_of_value([[file.name, sha256_of_file(file)] for file in base_files])
     return run_fingerprint(params, sha256_of_file(blocks / MANIFEST), base_digest)
@@ -105,13 +125,14 @@ def build_trainer(
     model.config.use_cache = False
     stop = section.documents_stop_attention
     optimizer = _muon(section, model) if section.optimizer == "muon" else None
+    patience = section.early_stopping_patience
     trainer = TokenWeightedTrainer(
         model=model,
         args=training_arguments(section, arithmetic, device),
         train_dataset=BlockDataset(train),
         eval_dataset=BlockDataset(validation, section.max_validation_blocks),
         data_collator=BlockCollator(family, model.config, train.end_of_text_id, documents_stop_attention=stop),
-        callbacks=[EvaluateAtTheEnd(), *callbacks],
+        callbacks=[EvaluateAtTheEnd(), *callbacks, *([StopEarly(patience)] if patience else [])],
         optimizers=(optimizer, None),  # without one Trainer makes its AdamW
         tokens_per_byte=(validation.num_tokens - validation.num_documents) / validation.num_text_bytes,
         end_of_text_id=train.end_of_text_id,
@@ -131,16 +152,16 @@ def _muon(section: Train, model: PreTrainedModel) -> MuonAndAdamW:
 
 
 def training_arguments(section: Train, arithmetic: Arithmetic, device: torch.device) -> TrainingArguments:
-    """The train section in Trainer's own terms.
+    """The train section in Trainer's own terms: of what this process does.
 
     Raises:
-        ProsemillError: there are several devices or processes; Trainer would give each of them a batch.
+        ProsemillError: there are several devices for a process; Trainer would give each of them a batch.
     """
     arguments = TrainingArguments(
         output_dir=str(CHECKPOINTS),  # nothing is written there: `Checkpoints` knows better places
         per_device_train_batch_size=section.batch_size // section.gradient_accumulation,
         per_device_eval_batch_size=section.batch_size // section.gradient_accumulation,
-        gradient_accumulation_steps=section.gradient_accumulation,
+        gradient_accumulation_steps=section.gradient_accumulation // num_processes(),
         num_train_epochs=section.num_epochs or 1.0,
         max_steps=section.max_steps or -1,
         learning_rate=section.learning_rate,
@@ -168,10 +189,16 @@ def training_arguments(section: Train, arithmetic: Arithmetic, device: torch.dev
         data_seed=section.seed,
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
+        average_tokens_across_devices=False,  # the whole batch's tokens are counted already
     )
-    num_devices = max(arguments.n_gpu, arguments.world_size)
-    if num_devices > 1:
-        raise ProsemillError(f"training runs on one device, and here are {num_devices}: set CUDA_VISIBLE_DEVICES=0 and start one process")
+    if arguments.n_gpu > 1:
+        raise ProsemillError(
+            f"a process trains on one device, and here are {arguments.n_gpu}: set CUDA_VISIBLE_DEVICES=0, or train.num_processes for more"
+        )
+    several = DistributedType.MULTI_GPU if device.type == "cuda" else DistributedType.MULTI_CPU
+    assert arguments.distributed_state is not None
+    assert arguments.distributed_state.distributed_type == (several if is_initialized() else DistributedType.NO)
+    assert arguments.world_size == num_processes()
     return arguments
 
 
@@ -181,28 +208,35 @@ def base_name(base: Path) -> str:
     return str(json.loads(path.read_text(encoding="utf-8"))["name"]) if path.is_file() else family_of(base).name
 
 
-def _measurements(trainer: TokenWeightedTrainer, recorder: Recorder, section: Train, block_size: int) -> dict[str, Any]:
-    device = trainer.args.device
-    arithmetic = choose_arithmetic(section.precision, device)
+def _measure_machine(section: Train, device: torch.device) -> tuple[float, int]:
+    """Rate of matrix products of all processes at once, in operations per second, and the sum of their peak memories, in bytes."""
+    rate = measure_matmul_rate(choose_arithmetic(section.precision, device), device)
+    rates, memories = gather(torch.tensor([rate, _peak_memory(device)], dtype=torch.float64)).T.tolist()
+    return sum(rates), int(sum(memories))
+
+
+def _measurements(
+    trainer: TokenWeightedTrainer, recorder: Recorder, section: Train, matmul_rate: float, peak_memory: int
+) -> dict[str, Any]:
+    block_size = trainer.block_size
     num_tokens = trainer.num_blocks * block_size
     tokens_per_second = num_tokens / recorder.step_seconds
-    matmul_rate = measure_matmul_rate(arithmetic, device)
     model = trainer.model
     assert model is not None
     num_parameters, num_trained = count_parameters(model)
-    peak_memory = _peak_memory(device)
     operations = _operations_per_token(trainer, block_size)
     return {
-        "arithmetic": arithmetic,
+        "arithmetic": choose_arithmetic(section.precision, trainer.args.device),
         "best_step": recorder.best_step,
         "best_validation_loss": recorder.best["validation_loss"],
         "best_validation_bits_per_byte": recorder.best["validation_bits_per_byte"],
         "base_validation_loss": recorder.validation[0]["validation_loss"],
         "base_validation_bits_per_byte": recorder.validation[0]["validation_bits_per_byte"],
-        "device": device.type,
+        "device": trainer.args.device.type,
         "matmul_teraflops_per_second": matmul_rate / 1e12,
         "mfu": tokens_per_second * operations / matmul_rate,
         "num_parameters": num_parameters,
+        "num_processes": num_processes(),
         "num_steps": trainer.state.global_step,
         "num_tokens": num_tokens,
         "num_trained_parameters": num_trained,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerFast, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerFast, TrainerControl, TrainerState, TrainingArguments
 
 from prosemill.console import progress
 from prosemill.errors import ProsemillError
@@ -71,6 +71,7 @@ class Recorder(Remembering):
     """Trainer callback that collects and tracks losses, step times and samples, and shows progress.
 
     Attributes:
+        run: The tracked run.
         training: One record per logged step: `step`, `train_loss` (nats per token), `learning_rate`, `grad_norm`.
         validation: One record per measurement: `step`, `validation_loss` (nats per token), `validation_bits_per_byte`; the first at step 0.
         samples: One row per prompt and round: `step`, `prompt`, `continuation`.
@@ -80,7 +81,8 @@ class Recorder(Remembering):
     kept = ("training", "validation", "samples", "step_seconds")
 
     def __init__(self, section: Train, run: Run, sampler: Sampler) -> None:
-        self._section, self._run, self._sampler = section, run, sampler
+        self.run = run
+        self._section, self._sampler = section, sampler
         self.training: list[Record] = []
         self.validation: list[Record] = []
         self.samples: list[dict[str, str | int]] = []
@@ -93,11 +95,6 @@ class Recorder(Remembering):
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-
-    def callbacks(self) -> list[TrainerCallback]:
-        """The recorder itself and, if asked for, the callback that stops early."""
-        patience = self._section.early_stopping_patience
-        return [self, *([StopEarly(patience)] if patience else [])]
 
     @property
     def best(self) -> Record:
@@ -132,21 +129,21 @@ class Recorder(Remembering):
             )
         record = {"train_loss": logs["loss"], "learning_rate": logs["learning_rate"], "grad_norm": logs["grad_norm"]}
         self.training.append({"step": state.global_step, **record})
-        self._run.log_metrics(record, step=state.global_step)
+        self.run.log_metrics(record, step=state.global_step)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, model: Any = None, **_: Any
     ) -> None:
         record = {"validation_loss": metrics["eval_loss"], "validation_bits_per_byte": metrics["eval_bits_per_byte"]}
         self.validation.append({"step": state.global_step, **record})
-        self._run.log_metrics(record, step=state.global_step)
+        self.run.log_metrics(record, step=state.global_step)
         if state.global_step % self._section.sampling_interval == 0 or state.global_step >= state.max_steps:
             self._sample(model, state.global_step)
 
     def _sample(self, model: Any, step: int) -> None:
         rows: list[dict[str, str | int]] = [{"step": step, **row} for row in self._sampler.sample(model)]
         self.samples += rows
-        self._run.log_table("training_samples", rows)
+        self.run.log_table("training_samples", rows)
 
     def _note(self) -> str:
         parts = [f"loss {self.training[-1]['train_loss']:.3f}"] if self.training else []

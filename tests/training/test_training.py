@@ -166,7 +166,7 @@ def test_an_epochs_last_batch_counts_the_blocks_it_holds(tmp_path: Path, blocks:
 
 def test_several_devices_are_refused(tmp_path: Path, blocks: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
-    with inside(tmp_path), pytest.raises(ProsemillError, match=r"one device, and here are 2: set CUDA_VISIBLE_DEVICES=0 and start one"):
+    with inside(tmp_path), pytest.raises(ProsemillError, match=r"one device, and here are 2: set CUDA_VISIBLE_DEVICES=0, or train.num"):
         train(train_section(), blocks, tiny_model, tmp_path)
 
 

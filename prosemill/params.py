@@ -318,7 +318,7 @@ class Train:
         if self.gradient_accumulation % self.num_processes:
             raise ValueError(
                 f"num_processes {self.num_processes} does not divide gradient_accumulation {self.gradient_accumulation}, the parts of a "
-                "batch that the processes share: set gradient_accumulation to a multiple of num_processes that divides batch_size"
+                "batch that the processes share: set gradient_accumulation to a multiple of it that divides batch_size"
             )
         if self.base_precision != "fp32" and self.lora is None:
             raise ValueError(

@@ -35,6 +35,11 @@ HUB = {"source": "hub", "name": "model", "repository": "a/b", "revision": "main"
         ("train", {"max_steps": 1, "num_epochs": 1}, r"`train`: give either num_epochs or max_steps"),
         ("train", {}, r"`train`: give either num_epochs or max_steps"),
         ("train", {"max_steps": 1, "batch_size": 8, "gradient_accumulation": 3}, r"gradient_accumulation 3 does not divide batch_size 8"),
+        (
+            "train",
+            {"max_steps": 1, "batch_size": 8, "gradient_accumulation": 4, "num_processes": 3},
+            r"`train`: num_processes 3 does not divide gradient_accumulation 4, .*: set gradient_accumulation to a multiple of it",
+        ),
         ("train", {"max_steps": 1, "evaluation_interval": 20, "sampling_interval": 30}, r"sampling_interval 30 is not a multiple"),
         ("train", {"max_steps": 1, "lora": {"rank": 4}}, r"unknown key `train\.lora\.rank`"),
         ("train", {"max_steps": 1, "precision": "int8"}, r"`train\.precision`: .*'bf16'.*\(given 'int8'\)"),

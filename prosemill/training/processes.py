@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import c_bool
-from multiprocessing import parent_process
+from multiprocessing import parent_process, set_forkserver_preload
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+import prosemill
 from prosemill.console import say
 from prosemill.errors import ProsemillError, is_mistake
 
@@ -106,11 +107,13 @@ def asked_to_end() -> bool:
 
 def _launch(number: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """Start the processes, wait for them, and raise what they ended on."""
-    # What it would say of a killed process is our own line, and of a crash our own traceback.
-    log = logging.getLogger("torch.distributed.elastic")
-    log.addHandler(logging.NullHandler())
-    log.propagate = False
+    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):  # of a lost process we say a line, of a crash its traceback
+        logger = logging.getLogger(name)
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False
     asked = RawValue(c_bool, False)
+    # A server that has imported what they need forks them, in no time. On macOS a process that has imported much must not fork.
+    set_forkserver_preload(["prosemill.training"])
     with tempfile.TemporaryDirectory(prefix="prosemill-") as name, _environment(number), _passing_on_signals(asked):
         folder = Path(name)
         config = LaunchConfig(
@@ -122,13 +125,14 @@ def _launch(number: int, work: Callable[..., None], arguments: tuple[Any, ...]) 
             rdzv_endpoint=str(folder / "rendezvous"),
             rdzv_configs={"store_type": "file", "keep_alive_interval": 600},  # each sign of life makes the file longer
             local_addr="127.0.0.1",
+            start_method="spawn" if sys.platform == "darwin" else "forkserver",
             max_restarts=MAX_RESTARTS,
             logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
             signals_to_handle="",  # it would give the processes so many seconds, and not the step that is under way
             shutdown_timeout=1,
         )
         try:
-            ends: dict[int, BaseException | None] = elastic_launch(config, _work)(folder, asked, work, arguments)
+            ends: dict[int, BaseException | None] = elastic_launch(config, _work)(folder, dict(os.environ), asked, work, arguments)
         except ChildFailedError as error:
             raise RuntimeError(_tell_crash(folder, error)) from None
     for end in (ends[number] for number in sorted(ends)):
@@ -136,10 +140,14 @@ def _launch(number: int, work: Callable[..., None], arguments: tuple[Any, ...]) 
             raise end
 
 
-def _work(folder: Path, asked: Any, work: Callable[..., None], arguments: tuple[Any, ...]) -> BaseException | None:
+def _work(
+    folder: Path, environment: dict[str, str], asked: Any, work: Callable[..., None], arguments: tuple[Any, ...]
+) -> BaseException | None:
     """One process that `_launch` has started; returns the mistake that it ended on."""
     global _asked
     _asked = asked
+    os.environ.update(environment)  # the server that forked it may have an older one
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all, and the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     restarts = os.environ["TORCHELASTIC_RESTART_COUNT"]
@@ -204,6 +212,8 @@ def _joined(meeting: str) -> Iterator[None]:
 def _environment(number: int) -> Iterator[None]:
     """What the processes find in their environment: they stay on this machine, and share its cores unless the user has set otherwise."""
     before = dict(os.environ)
+    root = str(Path(prosemill.__file__).parents[1])  # multiprocessing's server does not take over sys.path before Python 3.12
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     for name, value in (
         ("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // number))),

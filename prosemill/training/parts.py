@@ -3,7 +3,7 @@
     parts = Parts(num_blocks, part_size=2, seed=0)  # part p of a batch is computed by process p modulo their number
     seed_part(0, step=17, part=2)                   # before part 2 of a step is computed
     gradient = GradientInOrder(model)
-    gradient.add(num_parts=2)                       # after each process has computed one
+    gradient.add()                                  # after each process has computed one
     gradient.finish()                               # the model has the gradient of the batch
 
 A floating-point sum depends on its order, and a reduction over processes has an order of its own. So the parts' gradients are added here
@@ -19,7 +19,7 @@ from torch import distributed, nn
 from torch.utils.data import Sampler
 
 from prosemill.digests import sha256_of_value
-from prosemill.training.processes import num_processes, rank
+from prosemill.training.processes import gather, num_processes, rank
 
 BUCKET_SIZE = 1 << 23
 """Values that are sent together, 32 MiB of them in fp32; a larger weight is sent alone."""
@@ -56,6 +56,11 @@ class Parts(Sampler[list[int]]):
             yield order[start : start + self._part_size].tolist()
 
 
+def in_order(values: torch.Tensor) -> torch.Tensor:
+    """What all processes found for their parts, [turn, ...], in the order of the parts, [part, ...]. All must call it."""
+    return gather(values).transpose(0, 1).flatten(0, 1)
+
+
 def seed_part(seed: int, step: int, part: int) -> None:
     """Seed what draws dropout, so that it is the same whichever process computes the part, and whatever it computed before."""
     torch.manual_seed(int(sha256_of_value([seed, step, part])[:16], 16))
@@ -72,9 +77,9 @@ class GradientInOrder:
         self._buckets = _buckets([parameter for parameter in model.parameters() if parameter.requires_grad])
         self._sums: list[torch.Tensor] = []  # of each bucket this process's slice; none before the first part
 
-    def add(self, num_parts: int) -> None:
-        """Take up what the first so many processes have just computed, and clear the gradients of all. All must call it."""
-        slices = [_exchange(bucket)[:num_parts] for bucket in self._buckets]
+    def add(self) -> None:
+        """Take up what each process has just computed, and clear the gradients. All must call it."""
+        slices = [_exchange(bucket) for bucket in self._buckets]
         if not self._sums:
             self._sums, slices = [parts[0].clone() for parts in slices], [parts[1:] for parts in slices]
         for total, parts in zip(self._sums, slices, strict=True):

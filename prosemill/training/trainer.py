@@ -23,7 +23,7 @@ from prosemill.families.family import IGNORED
 from prosemill.tokens.blocks import Blocks
 from prosemill.training.checkpoints import Checkpoints
 from prosemill.training.loss import sum_over_tokens, validation_nll
-from prosemill.training.parts import GradientInOrder, Parts, seed_part
+from prosemill.training.parts import GradientInOrder, Parts, in_order, seed_part
 from prosemill.training.processes import any_process, asked_to_end, from_leader, gather, is_leader, num_processes, rank
 
 NUM_KEPT = 2
@@ -105,8 +105,7 @@ class TokenWeightedTrainer(Trainer):
         self._blocks = self.train_dataset
         self._parts = Parts(len(self._blocks), part_size=self.args.per_device_train_batch_size, seed=self.args.seed)
         self._gradient: GradientInOrder | None = None
-        self._num_parts: list[int] = []  # of each turn that a batch still has, the processes that compute a part in it
-        self._turn = 0
+        self._turn = self._num_turns = 0  # of this process in the batch
         self.add_callback(_Progress(self))
 
     def go_on(self) -> None:
@@ -159,9 +158,9 @@ class TokenWeightedTrainer(Trainer):
     ) -> tuple[list[Batch], torch.Tensor | int | None]:
         """The parts of one batch that this process computes, and how many tokens the whole batch predicts."""
         parts = list(islice(epoch_iterator, num_batches))
-        counts = gather(torch.tensor([int(part["labels"].ne(IGNORED).sum()) if part else -1 for part in parts]))  # [process, turn]
-        self._num_parts, self._turn = counts.ge(0).sum(0).tolist(), 0
-        return parts, counts.clamp(min=0).sum().to(device)
+        self._turn, self._num_turns = 0, len(parts)
+        num_tokens = sum(int(part["labels"].ne(IGNORED).sum()) for part in parts if part)
+        return parts, gather(torch.tensor(num_tokens)).sum().to(device)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
         """Compute a part, if there is one for this process, and share what came of it."""
@@ -171,17 +170,16 @@ class TokenWeightedTrainer(Trainer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         if num_processes() > 1:
             self._share_gradient(model)
-        last: torch.Tensor
-        *earlier, last = gather(loss)[: self._num_parts[self._turn]]
+        self._turn += 1
+        *earlier, last = in_order(loss[None]).unbind()
         for part in earlier:
             self._tr_loss += part
-        self._turn += 1
         return last  # which Trainer adds itself
 
     def _share_gradient(self, model: nn.Module) -> None:
         self._gradient = self._gradient or GradientInOrder(model)
-        self._gradient.add(self._num_parts[self._turn])
-        if self._turn == len(self._num_parts) - 1:
+        self._gradient.add()
+        if self._turn == self._num_turns - 1:
             self._gradient.finish()
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -197,8 +195,8 @@ class TokenWeightedTrainer(Trainer):
             with self.accelerator.autocast():
                 totals.append(validation_nll(model, self._prepare_inputs(part), self._end_of_text_id) if part else (0.0, 0, 0.0, 0))
         model.train()
-        in_order = gather(torch.tensor(totals, dtype=torch.float64)).transpose(0, 1).flatten(0, 1)  # [part, total]
-        nll, num_tokens, text_nll, num_text_tokens = sum(in_order, torch.zeros(4, dtype=torch.float64)).tolist()
+        start = torch.zeros(4, dtype=torch.float64)
+        nll, num_tokens, text_nll, num_text_tokens = sum(in_order(torch.tensor(totals, dtype=torch.float64)), start).tolist()
         metrics = {
             f"{metric_key_prefix}_loss": nll / num_tokens,
             f"{metric_key_prefix}_bits_per_byte": text_nll / num_text_tokens * self._tokens_per_byte / math.log(2),

@@ -106,4 +106,4 @@ def _tell_listeners() -> None:
     """Write down the addresses that this process and those that started it listen at."""
     open_sockets = [socket for process in (os.getpid(), os.getppid(), _parent()) for socket in psutil.Process(process).net_connections()]
     hosts = [socket.laddr.ip for socket in open_sockets if socket.status == psutil.CONN_LISTEN]
-    Path(LISTENERS.format(rank())).write_text(json.dumps(hosts), encoding="utf-8")
+    Path(LISTENERS.format(rank())).write_text(json.dumps([os.environ["GLOO_SOCKET_IFNAME"], *hosts]), encoding="utf-8")

@@ -21,7 +21,7 @@ from prosemill.errors import ProsemillError
 from prosemill.locks import alone
 from prosemill.params import Train, as_plain
 from prosemill.tokens import Blocks
-from prosemill.training import fingerprint_of, parts, processes
+from prosemill.training import fingerprint_of, parts, processes, trainer
 from prosemill.training.parts import Parts
 from prosemill.workspace import CHECKPOINTS
 from tests.conftest import environment
@@ -90,6 +90,26 @@ def test_the_processes_parts_are_together_what_one_sees(monkeypatch: pytest.Monk
     assert sorted(block for part in expected for block in part) == list(range(num_blocks))
 
 
+def test_what_processes_find_is_put_into_the_order_of_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "gather", lambda _: torch.tensor([[[0, 0], [2, 2], [4, 4]], [[1, 1], [3, 3], [5, 5]]]))
+    assert parts.in_order(torch.zeros(3, 2)).tolist() == [[number, number] for number in range(6)]
+
+
+def test_every_part_of_every_step_is_seeded_as_no_other(
+    blocks: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(trainer, "seed_part", lambda seed, step, part: seeds.append((seed, step, part)))
+    with inside(tmp_path) as root:
+        train(section_in(1, max_steps=3, seed=5), blocks, tiny_model, root)
+    assert seeds == [(5, step, part) for step in range(3) for part in range(4)]
+    drawn = set()
+    for seed, step, part in [*seeds, (6, 0, 0)]:
+        parts.seed_part(seed, step, part)
+        drawn.add(tuple(torch.rand(4).tolist()))
+    assert len(drawn) == 13
+
+
 def test_every_family_trains_in_two_processes_as_in_one(base: Path, brief_blocks: Path, tmp_path: Path) -> None:
     num_blocks = len(Blocks.open(brief_blocks, "train"))
     assert num_blocks % 4 == 3, "in an epoch's last batch the second process must have a part less than the first"
@@ -133,7 +153,8 @@ def test_sigterm_saves_a_checkpoint_from_which_any_number_of_processes_goes_on(
             train(section_in(2), blocks, tiny_model, root)
     assert {path.name for path in root.glob(".checkpoints/*/*")} == {"checkpoint-4", "checkpoint-6"}
     for number in (0, 1):
-        listeners = json.loads((root / sabotage.LISTENERS.format(number)).read_text(encoding="utf-8"))
+        interface, *listeners = json.loads((root / sabotage.LISTENERS.format(number)).read_text(encoding="utf-8"))
+        assert interface == processes.LOOPBACK, "where a host has a name of its own, they would talk at its address"
         assert listeners, "the processes talk somewhere"
         assert set(listeners) <= {"127.0.0.1", "::1"}
     shutil.copytree(root, tmp_path / "two")

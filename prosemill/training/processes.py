@@ -112,7 +112,6 @@ def _launch(number: int, work: Callable[..., None], arguments: tuple[Any, ...]) 
         logger.addHandler(logging.NullHandler())
         logger.propagate = False
     asked = RawValue(c_bool, False)
-    # A server that has imported what they need forks them, in no time. On macOS a process that has imported much must not fork.
     set_forkserver_preload(["prosemill.training"])
     with tempfile.TemporaryDirectory(prefix="prosemill-") as name, _environment(number), _passing_on_signals(asked):
         folder = Path(name)
@@ -125,7 +124,7 @@ def _launch(number: int, work: Callable[..., None], arguments: tuple[Any, ...]) 
             rdzv_endpoint=str(folder / "rendezvous"),
             rdzv_configs={"store_type": "file", "keep_alive_interval": 600},  # each sign of life makes the file longer
             local_addr="127.0.0.1",
-            start_method="spawn" if sys.platform == "darwin" else "forkserver",
+            start_method=_start_method(),
             max_restarts=MAX_RESTARTS,
             logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
             signals_to_handle="",  # it would give the processes so many seconds, and not the step that is under way
@@ -140,6 +139,11 @@ def _launch(number: int, work: Callable[..., None], arguments: tuple[Any, ...]) 
             raise end
 
 
+def _start_method() -> str:
+    """A server that has imported everything forks the processes at once. What has called CUDA or libraries of macOS must not be forked."""
+    return "spawn" if sys.platform == "darwin" or torch.cuda.is_available() else "forkserver"
+
+
 def _work(
     folder: Path, environment: dict[str, str], asked: Any, work: Callable[..., None], arguments: tuple[Any, ...]
 ) -> BaseException | None:
@@ -147,7 +151,7 @@ def _work(
     global _asked
     _asked = asked
     os.environ.update(environment)  # the server that forked it may have an older one
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].partition(",")[0]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all, and the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     restarts = os.environ["TORCHELASTIC_RESTART_COUNT"]

@@ -48,7 +48,8 @@ def ask_parent(*arguments: Any) -> None:
     def ask() -> None:
         if rank() == 0:
             os.kill(_parent(), signal.SIGTERM)
-            while not asked_to_end():
+            end = time.monotonic() + 20
+            while not asked_to_end() and time.monotonic() < end:
                 time.sleep(0.01)
 
     _train(arguments, before_step={3: _tell_listeners, 5: ask})

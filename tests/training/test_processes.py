@@ -110,6 +110,27 @@ def test_every_part_of_every_step_is_seeded_as_no_other(
     assert len(drawn) == 13
 
 
+def test_every_epoch_reads_each_block_once_in_an_order_of_its_own(
+    brief_blocks: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    iterate = Parts.__iter__
+
+    def noting(self: Parts) -> Iterator[list[int]]:
+        for part in iterate(self):
+            read.extend(part)
+            yield part
+
+    monkeypatch.setattr(Parts, "__iter__", noting)
+    with inside(tmp_path) as root:
+        train(section_in(1, max_steps=None, num_epochs=2, max_validation_blocks=1), brief_blocks, tiny_model, root)
+    num_blocks = len(Blocks.open(brief_blocks, "train"))
+    read = [block for block in read if block]  # the one of each validation is the first
+    first, second = read[: num_blocks - 1], read[num_blocks - 1 :]
+    assert sorted(first) == sorted(second) == list(range(1, num_blocks))
+    assert first != second
+
+
 def test_every_family_trains_in_two_processes_as_in_one(base: Path, brief_blocks: Path, tmp_path: Path) -> None:
     num_blocks = len(Blocks.open(brief_blocks, "train"))
     assert num_blocks % 4 == 3, "in an epoch's last batch the second process must have a part less than the first"

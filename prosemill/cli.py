@@ -54,9 +54,10 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) 
     import sys
 
     from prosemill.telemetry import switch_off
-    from prosemill.tracking import tracking_uri
+    from prosemill.tracking.server import connect, tracking_uri
 
     switch_off()
+    connect()  # which makes the store, if this comes before the first run
     # Without a list of hosts MLflow answers to names that a foreign page can point at this machine.
     os.environ.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", f"127.0.0.1:{port},localhost:{port}")
     arguments = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", tracking_uri()]

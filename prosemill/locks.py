@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 from prosemill.errors import ProsemillError
 
@@ -26,19 +27,24 @@ def alone(lock: Path, work: str, *, wait: bool = False) -> Iterator[None]:
         wait: Whether to wait for another process that holds it.
 
     Raises:
-        ProsemillError: another process holds it, and `wait` is off.
+        ProsemillError: another process holds it, and `wait` is off, or its file cannot be made.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a+", encoding="utf-8") as file:
+    with _opened(lock) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "a process that has just begun"
-            raise ProsemillError(
-                f"another {work} is at work in {Path.cwd()} ({holder}): wait for it or end it, then run this again"
-            ) from None
+            raise ProsemillError(f"another {work} is at work ({holder}): wait for it or end it, then run this again") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} since {datetime.now().astimezone().isoformat(sep=' ', timespec='seconds')}")
         file.flush()
         yield
+
+
+def _opened(lock: Path) -> TextIO:
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return lock.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ProsemillError(f"the lock {lock} cannot be made ({error.strerror}): make its folder writable") from None

@@ -3,7 +3,7 @@
 import os
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1"}
-os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
 
 import json
 import pydoc_data.topics
@@ -59,6 +59,16 @@ def tracking_store(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment of one tracking store for all runs: making a new one takes longer than training the tiny model."""
     address = f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
     return {"MLFLOW_TRACKING_URI": address, "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"}
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tracking database with its tables and nothing in them, to be copied: making one takes seconds."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture(scope="session", params=[pytest.param("official", marks=needs_sample), "written"])

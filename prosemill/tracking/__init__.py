@@ -10,6 +10,7 @@ Training and evaluation of the same fingerprint write to the same run, however o
 
 from prosemill.tracking.evaluation import track_evaluation
 from prosemill.tracking.fingerprint import run_fingerprint
-from prosemill.tracking.run import Run, open_run, tracking_uri
+from prosemill.tracking.run import Run, open_run
+from prosemill.tracking.server import tracking_uri
 
 __all__ = ["Run", "open_run", "run_fingerprint", "track_evaluation", "tracking_uri"]

@@ -10,6 +10,8 @@ from prosemill.errors import ProsemillError
 from prosemill.tracking.run import open_run
 from prosemill.workspace import CORPUS
 
+ROWS = ("base", "trained", "trigram", "human", "unrelated")
+
 
 def track_evaluation(metrics: Mapping[str, Any], samples: Sequence[Mapping[str, str]], files: Sequence[Path], *, trained: Path) -> None:
     """Log an evaluation to the run that `trained`/run.json names.
@@ -20,20 +22,24 @@ def track_evaluation(metrics: Mapping[str, Any], samples: Sequence[Mapping[str, 
         files: The report and its pictures.
         trained: The trained model's folder.
     """
-    identity = _read_identity(trained)
+    identity = read_identity(trained)
     split = metrics["data"]["split"]
     protocol = sha256_of_value(metrics["protocol"])[:8]
-    rows = ("base", "trained", "trigram", "human", "unrelated")
-    numbers = {f"{row}.{name}": value for row in rows for name, value in metrics.get(row, {}).items() if isinstance(value, int | float)}
     with open_run(identity["fingerprint"], name=identity["name"]) as run:
-        run.log_metrics(numbers)
+        run.log_metrics(numbers_of(metrics))
         run.log_dataset(f"{split}_split", str(metrics["data"]["digest"]), source=str(CORPUS / split))
         run.log_table("evaluation_samples", [{"protocol": protocol, **sample} for sample in samples])
         for file in files:
             run.log_file(file, "evaluation")
 
 
-def _read_identity(trained: Path) -> dict[str, str]:
+def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of metrics/evaluation.json as MLflow's metrics, such as `trained.bits_per_byte`."""
+    return {f"{row}.{name}": value for row in ROWS for name, value in metrics.get(row, {}).items() if isinstance(value, int | float)}
+
+
+def read_identity(trained: Path) -> dict[str, str]:
+    """The content of a trained model's run.json. Raises `ProsemillError` if it is missing or broken."""
     path = trained / "run.json"
     try:
         identity: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))

@@ -7,9 +7,12 @@ from typing import Any
 
 import prosemill
 from prosemill.digests import sha256_of_file, sha256_of_value
+from prosemill.workspace import LOCK, METRICS, REPORTS
 
 CODE = ("families", "training", "tokens/blocks.py", "precision.py", "pretrained.py")
 LIBRARIES = ("torch", "transformers", "accelerate", "peft")
+RESULTS = (LOCK, METRICS, REPORTS)
+"""What the pipeline itself writes among the files that git tracks."""
 
 
 def run_fingerprint(params: dict[str, Any], data_digest: str, base_digest: str) -> str:
@@ -28,11 +31,11 @@ def run_fingerprint(params: dict[str, Any], data_digest: str, base_digest: str) 
 
 
 def git_state(folder: Path) -> dict[str, str]:
-    """The commit checked out and whether tracked files differ from it; `unknown` outside a git checkout."""
+    """The commit checked out and whether tracked files differ from it, the pipeline's results aside; `unknown` outside a git checkout."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return {"git_commit": "unknown", "git_dirty": "unknown"}
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{path}" for path in RESULTS))
     return {"git_commit": commit, "git_dirty": str(bool(changes)).lower()}
 
 

@@ -1,11 +1,8 @@
 """One run, written to MLflow and, if asked, to Weights & Biases.
 
-MLflow's default here is an SQLite file under the repository, by an absolute URI, so that every process and every folder it is started in
-writes to the same place; `MLFLOW_TRACKING_URI` names any other server. A server that goes away while a run is going costs the
-traces, never the training: it is said once, and the run goes on.
+A server that goes away while a run is going costs the traces, never the training: it is said once, and the run goes on.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +10,9 @@ from typing import Any, Protocol
 
 from prosemill.console import say
 from prosemill.errors import ProsemillError
-from prosemill.locks import alone
 from prosemill.tracking.fingerprint import git_state
-from prosemill.workspace import TRACKING
+from prosemill.tracking.server import EXPERIMENT, UnreachableError, answering, connect, experiment_id, needing_answers
 
-EXPERIMENT = "prosemill"
 FINGERPRINT_TAG = "prosemill.fingerprint"
 
 TableRow = Mapping[str, str | int | float]
@@ -71,9 +66,23 @@ def open_run(fingerprint: str, *, name: str, wandb: bool = False) -> Iterator[Ru
     run.end("FINISHED")
 
 
-def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or else the SQLite file under the current repository as an absolute URI."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(TRACKING / 'mlflow.db').absolute()}"
+def dataset_of(name: str, digest: str, source: str) -> Any:
+    """Data as MLflow knows it, by its digest alone; MLflow keeps 36 characters of that."""
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+
+    return MetaDataset(  # type: ignore[abstract]  # its abstract property is implemented only in name
+        CodeDatasetSource(tags={"source": source}), name=name, digest=digest[:36]
+    )
+
+
+def find_run(fingerprint: str, experiment: str) -> str | None:
+    """The id of the oldest MLflow run of a fingerprint in an experiment, if there is one."""
+    import mlflow
+
+    query = f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'"
+    found = mlflow.MlflowClient().search_runs([experiment], query, max_results=1, order_by=["attributes.start_time ASC"])
+    return str(found[0].info.run_id) if found else None
 
 
 class _Backend(Run, Protocol):
@@ -109,45 +118,23 @@ class _Fanout:
         for backend in list(self._backends):
             try:
                 getattr(backend, method)(*arguments)
-            except _UnreachableError as error:
+            except UnreachableError as error:
                 say(f"warning: {error}; the run goes on without it")
                 self._backends.remove(backend)
 
 
-class _UnreachableError(Exception):
-    """A tracking server that no longer answers."""
-
-
 class _Mlflow:
     def __init__(self, fingerprint: str, name: str) -> None:
-        # Without these a server that is down holds a run up for many minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-        import mlflow
-
-        self._mlflow = mlflow
+        self._mlflow = connect()
         self._last_steps: dict[str, int] = {}  # of metrics, when the run was reopened
-        uri = tracking_uri()
-        if not os.environ.get("MLFLOW_TRACKING_URI"):
-            _make_store()
-        mlflow.set_tracking_uri(uri)
-        try:
-            with self._reaching():
-                experiment = mlflow.get_experiment_by_name(EXPERIMENT)
-                experiment_id = experiment.experiment_id if experiment else _create_experiment(uri)
-                self.run_id, self._is_reopened = self._start(fingerprint, name, experiment_id)
-        except _UnreachableError as error:
-            raise ProsemillError(f"{error}: start it, or unset MLFLOW_TRACKING_URI to log into {TRACKING}") from None
+        with needing_answers():
+            self.run_id, self._is_reopened = self._start(fingerprint, name, experiment_id())
 
-    def _start(self, fingerprint: str, name: str, experiment_id: str) -> tuple[str, bool]:
-        query = f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'"
-        found = self._mlflow.MlflowClient().search_runs([experiment_id], query, max_results=1, order_by=["attributes.start_time ASC"])
+    def _start(self, fingerprint: str, name: str, experiment: str) -> tuple[str, bool]:
+        found = find_run(fingerprint, experiment)
         run = self._mlflow.start_run(
-            run_id=found[0].info.run_id if found else None,
-            experiment_id=experiment_id,
+            run_id=found,
+            experiment_id=experiment,
             run_name=f"{name}-{fingerprint[:8]}",
             log_system_metrics=True,
             # With the run itself: a kill must not leave one that is not found again. A later evaluation does not change which commit
@@ -157,12 +144,12 @@ class _Mlflow:
         return str(run.info.run_id), bool(found)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        with self._reaching():
+        with answering():
             known = self._mlflow.MlflowClient().get_run(self.run_id).data.params
             self._mlflow.log_params({key: value for key, value in params.items() if key not in known})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        with self._reaching():
+        with answering():
             new = {key: value for key, value in metrics.items() if step is None or step > self._last_step(key)}
             self._mlflow.log_metrics(new, step=step)
 
@@ -176,19 +163,13 @@ class _Mlflow:
         return self._last_steps[key]
 
     def log_dataset(self, name: str, digest: str, source: str) -> None:
-        from mlflow.data.code_dataset_source import CodeDatasetSource
-        from mlflow.data.meta_dataset import MetaDataset
-
-        # MLflow keeps 36 characters of a digest.
-        dataset = MetaDataset(  # type: ignore[abstract]  # its abstract property is implemented only in name
-            CodeDatasetSource(tags={"source": source}), name=name, digest=digest[:36]
-        )
-        with self._reaching():
+        dataset = dataset_of(name, digest, source)
+        with answering():
             self._mlflow.log_input(dataset, context="training")
             self._mlflow.set_tag(f"prosemill.{name}_digest", digest)
 
     def log_table(self, name: str, rows: Sequence[TableRow]) -> None:
-        with self._reaching():
+        with answering():
             known = self._rows_of_table(name)
             new = [row for row in rows if dict(row) not in known]
             if new:
@@ -203,25 +184,12 @@ class _Mlflow:
         return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
 
     def log_file(self, path: Path, folder: str) -> None:
-        with self._reaching():
+        with answering():
             self._mlflow.log_artifact(str(path), artifact_path=folder)
 
     def end(self, status: str) -> None:
-        with self._reaching():
+        with answering():
             self._mlflow.end_run(status)
-
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        from mlflow.exceptions import MlflowException
-        from requests.exceptions import RequestException
-
-        try:
-            yield
-        except (MlflowException, RequestException) as error:
-            first_line = str(error).split("\n")[0]
-            raise _UnreachableError(
-                f"the MLflow server at {self._mlflow.get_tracking_uri()} does not take what is logged ({first_line})"
-            ) from error
 
 
 class _Wandb:
@@ -254,28 +222,3 @@ class _Wandb:
 
     def end(self, status: str) -> None:
         self._run.finish(exit_code=0 if status == "FINISHED" else 1)
-
-
-def _make_store() -> None:
-    """Make the default store, whole or not at all: MLflow's own first start, cut by a kill, leaves tables that no later start completes."""
-    store = TRACKING / "mlflow.db"
-    with alone(TRACKING / "mlflow.lock", "making of the tracking store", wait=True):
-        if store.is_file():
-            return
-        from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
-
-        part = store.with_name("mlflow.db.part")
-        for stale in TRACKING.glob(f"{part.name}*"):
-            stale.unlink()
-        engine = create_sqlalchemy_engine(f"sqlite:///{part.absolute()}")
-        _initialize_tables(engine)
-        engine.dispose()
-        part.replace(store)
-
-
-def _create_experiment(uri: str) -> str:
-    """Artifacts of the default SQLite store lie beside it; a server decides for itself."""
-    import mlflow
-
-    location = (TRACKING / "artifacts").absolute().as_uri() if uri.startswith("sqlite:") else None
-    return str(mlflow.create_experiment(EXPERIMENT, location, {"mlflow.experimentKind": "custom_model_development"}))

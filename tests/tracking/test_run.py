@@ -16,14 +16,6 @@ from prosemill.errors import ProsemillError
 from prosemill.tracking import open_run, run_fingerprint, tracking_uri
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tracking database with its tables and nothing in them, to be copied: making one takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def store(workspace: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A repository's own tracking store, by default's rules."""

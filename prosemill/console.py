@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -41,6 +41,36 @@ def say(message: str) -> None:
     """Print one line for the reader of the terminal or the log."""
     sys.stderr.write(f"{message}\n")
     sys.stderr.flush()
+
+
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str, numeric: Sequence[bool] = ()) -> None:
+    """Print a table on standard output: drawn on a terminal, aligned plain lines without the title otherwise.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells, as text.
+        title: Stands above.
+        numeric: For each column whether it is aligned to the right; none is if left out.
+    """
+    to_right = list(numeric) or [False] * len(header)
+    if not sys.stdout.isatty():
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        align = [str.rjust if is_number else str.ljust for is_number in to_right]
+        for row in (header, *rows):
+            line = "  ".join(pad(cell, width) for pad, cell, width in zip(align, row, widths, strict=True))
+            sys.stdout.write(f"{line.rstrip()}\n")
+        sys.stdout.flush()
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title)
+    for name, is_number in zip(header, to_right, strict=True):
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -75,3 +75,16 @@ def telling_a_full_disk(folder: Path) -> Iterator[None]:
 def end_of_text_id(tokenizer: PreTrainedTokenizerFast) -> int:
     """Id of the token that ends every document. Raises `ProsemillError` if the tokenizer has none."""
     return choose_end_of_text(tokenizer.get_vocab(), tokenizer.eos_token)
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerFast, end_of_text_id: int) -> list[int]:
+    """What ends a text: end-of-text, and the tokenizer's own end of sequence where it is another (a chat model's end of turn)."""
+    own = tokenizer.eos_token_id
+    return [end_of_text_id] if own is None or own == end_of_text_id else [end_of_text_id, int(own)]
+
+
+def added_text(tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], new_tokens: Sequence[int]) -> str:
+    """What the new tokens add to the prompt's text: some tokenizers drop a space when a text begins, so both are decoded together."""
+    before = str(tokenizer.decode(list(prompt), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    whole = str(tokenizer.decode([*prompt, *new_tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return whole[len(before) :]

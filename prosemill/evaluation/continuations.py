@@ -20,6 +20,7 @@ from prosemill.digests import stable_share
 from prosemill.evaluation.documents import Passage
 from prosemill.evaluation.words import first_words
 from prosemill.families import family_of_model
+from prosemill.pretrained import added_text, stop_tokens
 
 NUCLEUS_TOKENS = 1024  # the nucleus is sought among so many tokens first: sorting a whole vocabulary costs as much as a layer
 
@@ -133,7 +134,7 @@ def continue_passages(
         for start in range(0, len(jobs), options.batch_size):
             batch = jobs[start : start + options.batch_size]
             for job, new_tokens in zip(batch, _generate(model, tokenizer, batch, options), strict=True):
-                texts[job.sample][job.passage] = _continuation_text(tokenizer, job.tokens, new_tokens, options.num_words)
+                texts[job.sample][job.passage] = first_words(added_text(tokenizer, job.tokens, new_tokens), options.num_words).strip()
             advance(len(batch))
     return Continuations(texts[None], [texts[number] for number in range(options.num_samples)])
 
@@ -168,12 +169,6 @@ def _generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch:
     return [_before_stop(row, stops) for row in output[:, num_given:].tolist()]
 
 
-def stop_tokens(tokenizer: PreTrainedTokenizerFast, end_of_text_id: int) -> list[int]:
-    """What ends a text: end-of-text, and the tokenizer's own end of sequence where it is another (a chat model's end of turn)."""
-    own = tokenizer.eos_token_id
-    return [end_of_text_id] if own is None or own == end_of_text_id else [end_of_text_id, int(own)]
-
-
 def plain_generation(num_new_tokens: int, stops: Sequence[int]) -> GenerationConfig:
     """Greedy decoding and nothing else: no setting of the model folder's generation_config.json reaches the protocol."""
     return GenerationConfig(max_new_tokens=num_new_tokens, do_sample=False, use_cache=True, eos_token_id=list(stops), pad_token_id=stops[0])
@@ -188,10 +183,3 @@ def _uniform_numbers(job: _Job, options: Options) -> torch.Tensor:
 def _before_stop(tokens: list[int], stops: Sequence[int]) -> list[int]:
     end = next((index for index, token in enumerate(tokens) if token in stops), len(tokens))
     return tokens[:end]
-
-
-def _continuation_text(tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], new_tokens: Sequence[int], num_words: int) -> str:
-    """What the new tokens add to the prompt's text: some tokenizers drop a space when a text begins, so both are decoded together."""
-    before = str(tokenizer.decode(list(prompt), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    whole = str(tokenizer.decode([*prompt, *new_tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    return first_words(whole[len(before) :], num_words).strip()

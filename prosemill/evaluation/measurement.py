@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from prosemill.console import progress
 from prosemill.errors import ProsemillError
 from prosemill.evaluation.continuations import Continuations, Options, continue_passages
-from prosemill.evaluation.documents import Document, Passage
+from prosemill.evaluation.documents import Document, Passage, read_split
 from prosemill.evaluation.latency import measure_latency
 from prosemill.evaluation.scoring import Score, num_windows, score_at_strides, scored_ranges
 from prosemill.evaluation.text import EvaluatedText, Size, read_text, strides_of
@@ -100,6 +100,31 @@ def measure_models(
         latency=latency,
         machine=_machine(tokenizer, end_of_text, options, arithmetic, device),
     )
+
+
+def measure_bits_per_byte(section: Evaluate, *, corpus: Path, folder: Path, digest: str) -> float:
+    """Bits per byte of one model on the documents of this digest, by the protocol of `measure_models`.
+
+    Raises:
+        ProsemillError: the corpus is missing, broken or another one, or the windows are longer than what the model sees.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    documents, data = read_split(corpus, section.split, section.max_documents, detokenized=section.detokenize)
+    if data["digest"] != digest:
+        raise ProsemillError(
+            f"the {section.split} split of {corpus} has the digest {data['digest'][:12]}, and {digest[:12]} is needed: "
+            "check out that commit and run `dvc checkout`"
+        )
+    _, end_of_text, text = read_text(section, documents, [], {"model": folder})
+    device = choose_device()
+    model: Any = load_model(folder)
+    limit = family_of_model(model).context_size(model.config.to_dict())
+    if limit is not None and section.context > limit:
+        raise ProsemillError(f"`evaluate.context` is {section.context}, and the model sees {limit} tokens at most: evaluate with less")
+    arithmetic = choose_arithmetic(section.precision, device)
+    score = _score("the model", model.to(device), text, section, end_of_text, arithmetic)[section.context]
+    return score.nll_sum / (math.log(2) * text.sizes[section.context].num_bytes)
 
 
 def _machine(

@@ -3,8 +3,9 @@
 print_table(json.loads(Path("metrics/evaluation.json").read_text()))
 """
 
-import sys
 from typing import Any, Literal, NamedTuple
+
+from prosemill.console import print_rows
 
 
 class Line(NamedTuple):
@@ -54,11 +55,7 @@ def table_cells(metrics: dict[str, Any]) -> list[list[str]]:
 
 def print_table(metrics: dict[str, Any]) -> None:
     """Print the content of metrics/evaluation.json: a drawn table on a terminal, aligned plain lines otherwise."""
-    if sys.stdout.isatty():
-        _print_drawn(table_cells(metrics))
-    else:
-        sys.stdout.write("".join(f"{line}\n" for line in _plain_lines([HEADER, *table_cells(metrics)])))
-        sys.stdout.flush()
+    print_rows(HEADER, table_cells(metrics), title="Base model against trained model", numeric=NUMERIC)
 
 
 def headline(metrics: dict[str, Any]) -> str:
@@ -94,21 +91,3 @@ def _change(before: float | None, after: float | None) -> str:
     if not before or after is None:
         return "–"
     return f"{100 * (after - before) / before:+.1f} %"
-
-
-def _plain_lines(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    align = [str.rjust if is_number else str.ljust for is_number in NUMERIC]
-    return ["  ".join(pad(cell, width) for pad, cell, width in zip(align, row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _print_drawn(rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="Base model against trained model")
-    for name, is_number in zip(HEADER, NUMERIC, strict=True):
-        table.add_column(name, justify="right" if is_number else "left", style="bold" if name == "trained" else None)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)

@@ -1,0 +1,77 @@
+"""Tracking servers for the tests: an SQLite file, and MLflow over HTTP with PostgreSQL behind it."""
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 120.0
+
+
+def postgresql_programs() -> Path | None:
+    """The folder of PostgreSQL's server programs, which Debian keeps off the PATH; None where they are not installed."""
+    found = shutil.which("initdb")
+    folders = [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    return next((folder for folder in reversed(folders) if (folder / "initdb").is_file()), None)
+
+
+@contextmanager
+def postgresql(folder: Path) -> Iterator[str]:
+    """A database server on a socket in `folder`; its SQLAlchemy address. Root, who may not run it, lets the user postgres do so."""
+    programs = postgresql_programs()
+    assert programs is not None
+    user = "postgres" if os.geteuid() == 0 else getpass.getuser()
+    folder.mkdir()
+    shutil.chown(folder, user)
+    for parent in folder.parents:  # the other user must reach it
+        if os.geteuid() == 0 and parent.stat().st_uid == 0 and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    data = folder / "data"
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder, "user": user}
+    subprocess.run([programs / "initdb", "--auth=trust", "--username=prosemill", "--no-sync", data], check=True, **quiet)
+    options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off"
+    control: list[str | Path] = [programs / "pg_ctl", "--pgdata", data, "--wait"]
+    subprocess.run([*control, "--options", options, "--log", folder / "log", "start"], check=True, **quiet)
+    try:
+        yield f"postgresql+psycopg2://prosemill@/postgres?host={folder}"
+    finally:
+        subprocess.run([*control, "--mode=immediate", "stop"], check=True, **quiet)
+
+
+@contextmanager
+def mlflow_server(folder: Path, store: str) -> Iterator[str]:
+    """A tracking server on this machine that keeps its tables in `store` and its artifacts in `folder`; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", store, "--artifacts-destination", str(folder / "artifacts")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING")}
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_until_it_answers(address, server, folder / "server.log")
+        yield address
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait()
+
+
+def _wait_until_it_answers(address: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=1):  # noqa: S310 - http, on this machine
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"the tracking server did not start:\n{log.read_text()}")

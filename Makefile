@@ -9,9 +9,10 @@ export DO_NOT_TRACK := 1
 
 .PHONY: run test lint ui bench clean help
 
-run: $(VENV)/run.done ## Raw text to an evaluated model: set up, run what has changed, show the result
+run: $(VENV)/run.done ## Raw text to a registered model: set up, run what has changed, show the result
 	dvc repro
 	prosemill report
+	prosemill register
 
 test: $(VENV)/test.done lint ## Linters, types and all tests
 	pytest

@@ -1,74 +1,34 @@
-"""The command line for people: `prosemill report`, `compare`, `params` and `ui`. The pipeline itself is run by `dvc repro`."""
+"""The command line for people. The pipeline itself is run by `dvc repro`; what comes before and after it is here."""
 
-from typing import Annotated
+import functools
+from collections.abc import Callable
+from typing import Annotated, ParamSpec
 
 import typer
 
+from prosemill.errors import ProsemillError, run_main
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
+P = ParamSpec("P")
 
-@app.command()
+
+def command(function: Callable[P, None]) -> Callable[P, None]:
+    """Make a function a command whose user's mistakes end in one line. Each imports what it needs: `--help` must not wait for torch."""
+
+    @app.command()
+    @functools.wraps(function)
+    def run(*arguments: P.args, **options: P.kwargs) -> None:
+        run_main(lambda: function(*arguments, **options))
+
+    return run
+
+
+@command
 def report() -> None:
     """Show the last evaluation: the base and the trained model side by side."""
-    from prosemill.errors import run_main
-
-    run_main(_report)
-
-
-@app.command()
-def compare(write: Annotated[bool, typer.Option(help="Keep the table in reports/comparison.md and .json.")] = False) -> None:
-    """Show the experiments side by side: sizes, bits per byte, perplexity, overlap, speed, and the command that makes each."""
-    from prosemill.errors import run_main
-
-    def show() -> None:
-        from prosemill.comparison import print_comparison, read_experiments, write_comparison
-
-        experiments = read_experiments()
-        print_comparison(experiments)
-        if write:
-            write_comparison(experiments)
-
-    run_main(show)
-
-
-@app.command()
-def params(section: Annotated[str | None, typer.Argument(help="One section; all of them if left out.")] = None) -> None:
-    """Say what every key of params.yaml means, with its type and default."""
-    from prosemill.errors import ProsemillError, run_main
-    from prosemill.params import SECTIONS
-
-    def show() -> None:
-        from prosemill.params_help import print_help
-
-        if section is not None and section not in SECTIONS:
-            raise ProsemillError(f"params.yaml has no section {section!r}: choose from {', '.join(SECTIONS)}")
-        print_help([section] if section else list(SECTIONS))
-
-    run_main(show)
-
-
-@app.command()
-def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
-    """Open the page of tracked runs (MLflow) on this machine alone; Ctrl-C ends it."""
-    import os
-    import sys
-
-    from prosemill.telemetry import switch_off
-    from prosemill.tracking.server import connect, tracking_uri
-
-    switch_off()
-    connect()  # which makes the store, if this comes before the first run
-    # Without a list of hosts MLflow answers to names that a foreign page can point at this machine.
-    os.environ.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", f"127.0.0.1:{port},localhost:{port}")
-    arguments = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", tracking_uri()]
-    typer.echo(f"tracked runs: http://127.0.0.1:{port}  (Ctrl-C ends the page)")
-    os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 # no shell is involved
-
-
-def _report() -> None:
     import json
 
-    from prosemill.errors import ProsemillError
     from prosemill.evaluation import print_table
     from prosemill.workspace import METRICS
 
@@ -80,3 +40,102 @@ def _report() -> None:
     except ValueError as error:
         raise ProsemillError(f"{path} is broken ({error}): run `dvc repro evaluate` to make it again") from None
     print_table(metrics)
+
+
+@command
+def compare(write: Annotated[bool, typer.Option(help="Keep the table in reports/comparison.md and .json.")] = False) -> None:
+    """Show the experiments side by side: sizes, bits per byte, perplexity, overlap, speed, and the command that makes each."""
+    from prosemill.comparison import print_comparison, read_experiments, write_comparison
+
+    experiments = read_experiments()
+    print_comparison(experiments)
+    if write:
+        write_comparison(experiments)
+
+
+@command
+def params(section: Annotated[str | None, typer.Argument(help="One section; all of them if left out.")] = None) -> None:
+    """Say what every key of params.yaml means, with its type and default."""
+    from prosemill.params import SECTIONS
+    from prosemill.params_help import print_help
+
+    if section is not None and section not in SECTIONS:
+        raise ProsemillError(f"params.yaml has no section {section!r}: choose from {', '.join(SECTIONS)}")
+    print_help([section] if section else list(SECTIONS))
+
+
+@command
+def register() -> None:
+    """Register the trained and evaluated model as a version, the challenger. The same weights keep their version."""
+    from prosemill.registry.registering import register
+    from prosemill.registry.tables import print_versions
+
+    print_versions([register()])
+
+
+@command
+def versions() -> None:
+    """List the registered versions: which are served, what they score, and where they are from."""
+    from prosemill.registry.store import Registry
+    from prosemill.registry.tables import print_versions
+
+    print_versions(Registry.open().versions())
+
+
+@command
+def promote(version: Annotated[int | None, typer.Argument(help="Number of the version; the challenger if left out.")] = None) -> None:
+    """Make a version the champion, if it passes the gate: section `gate` of params.yaml."""
+    from prosemill.params import Gate, read_section
+    from prosemill.registry.promotion import promote
+    from prosemill.registry.store import Registry
+    from prosemill.registry.tables import print_verdict
+
+    verdict = promote(Registry.open(), read_section("gate", Gate), version)
+    print_verdict(verdict)
+    if not verdict.passed:
+        failed = ", ".join(rule.name for rule in verdict.rules if not rule.passed)
+        raise ProsemillError(f"version {verdict.version} is not promoted: it fails by {failed}; the champion stays what it was")
+    typer.echo(f"version {verdict.version} is the champion")
+
+
+@command
+def rollback() -> None:
+    """Make the previous champion the champion again."""
+    from prosemill.registry.promotion import roll_back
+    from prosemill.registry.store import Registry
+
+    now, before = roll_back(Registry.open())
+    typer.echo(f"version {now} is the champion again" + (f", version {before} no more" if before else ""))
+
+
+@command
+def lineage(version: Annotated[int, typer.Argument(help="Number of the version.")]) -> None:
+    """Lead from a version's weights back to its run, commit, corpus and wheels, and check every step."""
+    from prosemill.registry.kept import read_kept
+    from prosemill.registry.lineage import links
+    from prosemill.registry.store import Registry
+    from prosemill.registry.tables import print_links
+
+    registry = Registry.open()
+    found = registry.version(version)
+    chain = links(registry, found, read_kept(registry, found), thorough=True)
+    print_links(found, chain)
+    broken = [link.name for link in chain if link.state == "broken"]
+    if broken:
+        raise ProsemillError(f"the lineage of version {version} is broken at: {', '.join(broken)}")
+
+
+@command
+def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
+    """Open the page of tracked runs (MLflow) on this machine alone; Ctrl-C ends it."""
+    import os
+    import sys
+
+    from prosemill.tracking.server import connect, tracking_uri
+
+    connect()  # which makes the store, if this comes before the first run
+    # Without a list of hosts MLflow answers to names that a foreign page can point at this machine.
+    os.environ.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", f"127.0.0.1:{port},localhost:{port}")
+    arguments = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", tracking_uri()]
+    typer.echo(f"tracked runs: http://127.0.0.1:{port}  (Ctrl-C ends the page)")
+    os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 # no shell is involved

@@ -1,4 +1,4 @@
-"""The sections of params.yaml as frozen dataclasses: one per stage, checked when read.
+"""The sections of params.yaml as frozen dataclasses: one per stage and one for the gate, checked when read.
 
     from prosemill.params import Group, read_section
     group = read_section("group", Group)
@@ -378,7 +378,31 @@ class Evaluate:
             raise ValueError(f"num_shown {self.num_shown} is more than num_prompts {self.num_prompts}")
 
 
-SECTIONS: dict[str, type] = {"download": Download, "tokenize": Tokenize, "group": Group, "train": Train, "evaluate": Evaluate}
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Gate:
+    """What a registered model must show before it is promoted: `prosemill promote`. No stage reads this."""
+
+    min_improvement: PositiveOrZero = 0.001
+    """Bits per byte that a challenger must be better than the champion, on the same documents; the first one, than its base model."""
+    max_repetition_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    """Largest share of 4-grams in greedy continuations that repeat an earlier one."""
+    max_loop_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    """Largest share of greedy continuations that end in a loop."""
+    max_time_per_token_ms: Positive = 100.0
+    """Longest time per token, the 95th percentile of the evaluation, in milliseconds."""
+    clean_git: bool = True
+    """Whether the version's commit must hold all changes of tracked files but the pipeline's own results."""
+
+
+SECTIONS: dict[str, type] = {
+    "download": Download,
+    "tokenize": Tokenize,
+    "group": Group,
+    "train": Train,
+    "evaluate": Evaluate,
+    "gate": Gate,
+}
+"""The sections of params.yaml: one for each stage, and the gate's."""
 
 Section = TypeVar("Section")
 

@@ -1,0 +1,88 @@
+"""From the pipeline's model to a champion that is served elsewhere: the real commands, in a clone, and a fresh environment without one."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import ROOT, Clone
+
+PREDICT = """
+import json, mlflow, pandas as pd
+model = mlflow.pyfunc.load_model("models:/prosemill@champion")
+texts = model.predict(pd.DataFrame({"prompt": ["def main(", "import"]}), params={"max_new_tokens": 8, "seed": 1})
+print(json.dumps(list(texts["generated_text"])))
+import prosemill
+print(prosemill.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def champion(clone: Clone) -> Clone:
+    """The clone, whose model is registered and promoted; the README's commands may have done so before."""
+    assert "version 1" in clone.run("prosemill", "register")
+    if "champion" not in clone.run("prosemill", "versions"):
+        assert "version 1 is the champion" in clone.run("prosemill", "promote")
+    return clone
+
+
+def test_the_pipelines_model_is_registered_once_and_promoted(champion: Clone) -> None:
+    assert "these weights are version 1 already" in champion.run("prosemill", "register")
+    output = champion.run("prosemill", "versions")
+    assert output.splitlines()[1].split()[:2] == ["1", "champion"]
+    assert "version 1 is the champion already" in champion.run("prosemill", "promote", "1", fails=True)
+    assert champion.run("prosemill", "rollback", fails=True).startswith("error: there is no previous_champion")
+
+
+def test_the_lineage_of_a_real_run_is_whole(champion: Clone) -> None:
+    lines = champion.run("prosemill", "lineage", "1").splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["verified"] * 12
+    commit = champion.run("git", "rev-parse", "HEAD").strip()
+    assert any(commit[:12] in line and "its code is what the stages ran" in line for line in lines)
+    assert "version 7 of prosemill is not in the registry" in champion.run("prosemill", "lineage", "7", fails=True)
+
+
+def test_the_readmes_python_speaks_with_the_champion(champion: Clone) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert "generated_text" in champion.run(sys.executable, "-c", code)
+
+
+def test_another_run_is_the_next_version_and_the_way_back_is_one_command(champion: Clone) -> None:
+    champion.compose("train.max_steps=80", "gate.min_improvement=0")
+    champion.run("git", "commit", "--quiet", "--all", "--message", "Train longer")
+    try:
+        champion.repro()
+        assert "registered as version 2" in champion.run("prosemill", "register")
+        output = champion.run("prosemill", "promote")
+        assert "version 2 is the champion" in output
+        assert "version 1 has" in output
+        assert "version 1 is the champion again, version 2 no more" in champion.run("prosemill", "rollback")
+        assert "rolled back" in champion.run("prosemill", "versions")
+    finally:
+        champion.run("git", "reset", "--quiet", "--hard", "HEAD~1")
+        champion.repro()
+
+
+def test_the_champion_speaks_in_a_fresh_environment_without_a_checkout(champion: Clone, tmp_path: Path) -> None:
+    (requirements,) = list((champion.folder / ".mlflow/artifacts/models").glob("*/artifacts/requirements.txt"))[:1]
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv/bin/python"
+    install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", requirements]
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    installed = subprocess.run(install, env=environment, capture_output=True, text=True, check=False)
+    if "No matching distribution" in installed.stderr or "Connection" in installed.stderr:
+        pytest.skip(f"no package index is within reach: {installed.stderr.strip().splitlines()[-1]}")
+    assert installed.returncode == 0, installed.stderr
+    (tmp_path / "elsewhere").mkdir()
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{champion.folder / '.mlflow/mlflow.db'}"
+    finished = subprocess.run(
+        [python, "-c", PREDICT], cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    texts, code = finished.stdout.strip().splitlines()[-2:]
+    assert all(isinstance(text, str) and text for text in json.loads(texts))
+    assert Path(code).is_relative_to(champion.folder / ".mlflow/artifacts/models"), "the package's own code, not an installed one"

@@ -1,0 +1,116 @@
+"""A registry with three versions, on an SQLite file and on a server with PostgreSQL; every test starts with no alias set."""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from prosemill.registry import packaging, store
+from prosemill.registry.registering import register
+from prosemill.registry.store import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, Registry, State
+from tests.conftest import environment
+from tests.registry.servers import mlflow_server, postgresql, postgresql_programs
+from tests.registry.workspace import Workspace
+
+WITHOUT_POSTGRESQL = "PostgreSQL's server programs are not installed (Debian: apt-get install postgresql)"
+NUM_VERSIONS = 3
+
+
+@dataclass(frozen=True)
+class Server:
+    """A tracking server."""
+
+    folder: Path
+    address: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What leads a process to it."""
+        return {"MLFLOW_TRACKING_URI": self.address, "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"}
+
+    def artifacts(self, pattern: str) -> list[Path]:
+        """Artifacts that match a pattern: beside the server, or where the experiment of a file has them."""
+        experiment = mlflow.get_experiment_by_name("prosemill")
+        assert experiment is not None
+        location = experiment.artifact_location
+        root = Path(location.removeprefix("file://")) if location.startswith("file:") else self.folder
+        return list(root.glob(f"**/{pattern}"))
+
+
+@pytest.fixture(scope="session")
+def texts(prose: list[str]) -> list[str]:
+    """The documents of a test split."""
+    return [text[:400] for text in prose[:6]]
+
+
+@pytest.fixture(
+    scope="session",
+    params=["sqlite", pytest.param("postgresql", marks=pytest.mark.skipif(postgresql_programs() is None, reason=WITHOUT_POSTGRESQL))],
+)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A tracking server of each kind in turn."""
+    folder: Path = tmp_path_factory.mktemp(f"server-{request.param}")
+    if request.param == "sqlite":
+        yield Server(folder, f"sqlite:///{folder}/mlflow.db")
+        return
+    with postgresql(folder / "postgresql") as store, mlflow_server(folder, store) as address:
+        yield Server(folder, address)
+
+
+@pytest.fixture(scope="session")
+def registered(server: Server, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, texts: list[str]) -> Workspace:
+    """A workspace whose three models are versions 1 to 3, each better than the one before it."""
+    workspace = Workspace(tmp_path_factory.mktemp("registered") / "workspace", tiny_model, texts)
+    with environment(server.environment), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace.folder)
+        for number in range(1, NUM_VERSIONS + 1):
+            workspace.train(f"{number:016x}", seed=number, bits_per_byte=2.4 - 0.1 * number)
+            assert register().number == number
+    return workspace
+
+
+@pytest.fixture
+def registry(server: Server, registered: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """The registry, with no alias and no trace of another test, while the workspace is the current folder."""
+    monkeypatch.chdir(registered.folder)
+    with environment(server.environment):
+        found = Registry.open()
+        for alias in (CHALLENGER, CHAMPION, PREVIOUS_CHAMPION):
+            found.set_alias(alias, None)
+        found.set_state(State())
+        yield found
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, tiny_model: Path, texts: list[str], empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """An empty workspace with a store of its own, which is the current folder.
+
+    Packages are not loaded back in a process of their own, which takes seconds each: test_packaging.py and `registered` do that.
+    """
+    workspace = empty_workspace(tmp_path, tiny_model, texts, monkeypatch)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    Path(".mlflow").mkdir()
+    shutil.copyfile(empty_store, ".mlflow/mlflow.db")
+    return workspace
+
+
+@pytest.fixture
+def anywhere(server: Server, tmp_path: Path, tiny_model: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
+    """As `fresh`, on a server of each kind in turn, in a registered model of the test's own."""
+    workspace = empty_workspace(tmp_path, tiny_model, texts, monkeypatch)
+    monkeypatch.setattr(store, "MODEL_NAME", f"prosemill-{uuid.uuid4().hex[:8]}")
+    with environment(server.environment):
+        yield workspace
+
+
+def empty_workspace(folder: Path, tiny_model: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace that nothing was trained in, as the current folder, whose packages are taken for what was trained."""
+    workspace = Workspace(folder / "workspace", tiny_model, texts)
+    monkeypatch.chdir(workspace.folder)
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    monkeypatch.setattr(packaging, "compare", lambda uri, trained: 0.0)
+    return workspace

@@ -1,9 +1,10 @@
 """All measurements, one after the other: `make bench`, or `python -m benchmarks`. The larger runs of RESULTS.md have their own commands."""
 
-from benchmarks import corpus, kills, minis, pipeline, startup, tokens
+from benchmarks import corpus, kills, minis, pipeline, promotions, startup, tokens
 
 CORPUS_GIGABYTES = 0.2
 KILLS = 6
+PROMOTION_KILLS = 50
 
 
 def main() -> None:
@@ -12,6 +13,7 @@ def main() -> None:
     tokens.main()
     corpus.main(gigabytes=CORPUS_GIGABYTES)
     kills.main(kills=KILLS)
+    promotions.main(kills=PROMOTION_KILLS)
     pipeline.main()
     minis.main()
 

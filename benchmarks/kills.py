@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,12 +59,17 @@ def make_clone(folder: Path) -> dict[str, str]:
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    compose = (
+    compose(folder, environment, EXPERIMENT)
+    return environment
+
+
+def compose(folder: Path, environment: dict[str, str], overrides: Sequence[str]) -> None:
+    """Write a clone's params.yaml as `dvc exp run -S …` would."""
+    code = (
         "from dvc.utils.hydra import compose_and_dump as c; import sys; c('params.yaml', sys.argv[1], None, 'default', '.', sys.argv[2:])"
     )
-    command = [sys.executable, "-c", compose, str(folder / "experiments"), *EXPERIMENT]
+    command = [sys.executable, "-c", code, str(folder / "experiments"), *overrides]
     subprocess.run(command, cwd=folder, env=environment, check=True)
-    return environment
 
 
 def run_whole(folder: Path, environment: dict[str, str]) -> float:

@@ -106,6 +106,7 @@ class TokenWeightedTrainer(Trainer):
         self._parts = Parts(len(self._blocks), part_size=self.args.per_device_train_batch_size, seed=self.args.seed)
         self._gradient: GradientInOrder | None = None
         self._turn = self._num_turns = 0  # of this process in the batch
+        self._mean_loss = 0.0  # of the steps since the last log
         self.add_callback(_Progress(self))
 
     def go_on(self) -> None:

@@ -87,6 +87,15 @@ def alter_weights_of_lock(workspace: Workspace, number: int) -> None:
     lock(workspace, lambda text: text.replace(Registry.open().version(number).tags["model_digest"], f"{'0' * 32}.dir"))
 
 
+def test_only_a_thorough_look_digests_the_weights_again(fresh: Workspace) -> None:
+    fresh.train("a" * 16)
+    number = register().number
+    alter_weights_of_lock(fresh, number)
+    Registry.open().set_tags(number, {"model_digest": f"{'0' * 32}.dir"})
+    assert states(Registry.open(), number)["weights"] == "verified"
+    assert states(Registry.open(), number, thorough=True)["weights"] == "broken"
+
+
 def alter_a_read(workspace: Workspace, number: int) -> None:
     def change(text: str) -> str:
         stages = yaml.safe_load(text)

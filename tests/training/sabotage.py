@@ -1,6 +1,5 @@
 """What the processes of a training may suffer: each function trains in the place of `prosemill.training._train`, in one of them."""
 
-import errno
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 import prosemill.training
 from prosemill.training.processes import asked_to_end, rank
@@ -57,17 +57,22 @@ def ask_parent(*arguments: Any) -> None:
 
 def fill_disk(*arguments: Any) -> None:
     """The disk is full at the second checkpoint."""
+    TokenWeightedTrainer._save_optimizer_and_scheduler = saving_on_a_disk_that_fills()  # type: ignore[method-assign, assignment]
+    prosemill.training._train(*arguments)
+
+
+def saving_on_a_disk_that_fills() -> Callable[[TokenWeightedTrainer, str], None]:
+    """What saves the optimizer, and at the second checkpoint meets torch's own error for a full disk."""
     original, count = TokenWeightedTrainer._save_optimizer_and_scheduler, 0
 
-    def full(self: TokenWeightedTrainer, folder: str) -> None:
+    def save(self: TokenWeightedTrainer, folder: str) -> None:
         nonlocal count
         count += 1
         original(self, folder)
         if count == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+            torch.save(torch.zeros(1 << 20), "/dev/full")
 
-    TokenWeightedTrainer._save_optimizer_and_scheduler = full  # type: ignore[method-assign, assignment]
-    prosemill.training._train(*arguments)
+    return save
 
 
 def have_a_bug(*arguments: Any) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 
 import mlflow
 import pytest
-import torch
 
 import prosemill.training
 from prosemill.errors import ProsemillError
 from prosemill.params import Train, as_plain
 from prosemill.training.record import Recorder
 from prosemill.training.trainer import TokenWeightedTrainer
+from tests.training import sabotage
 from tests.training.conftest import FULL, inside, train, train_section
 
 TIMES = {"matmul_teraflops_per_second", "mfu", "peak_memory_bytes", "tokens_per_second", "train_seconds"}
@@ -243,16 +243,7 @@ def test_a_second_training_of_the_same_run_is_told_who_trains(blocks: Path, tiny
 def test_a_disk_that_fills_leaves_the_last_checkpoint(uncut: dict[str, Any], blocks: Path, tiny_model: Path, tmp_path: Path) -> None:
     with inside(tmp_path) as root:
         with pytest.MonkeyPatch.context() as patch:
-            original, count = TokenWeightedTrainer._save_optimizer_and_scheduler, 0
-
-            def full(self: TokenWeightedTrainer, folder: str) -> None:
-                nonlocal count
-                count += 1
-                original(self, folder)
-                if count == 2:
-                    torch.save(torch.zeros(1 << 20), "/dev/full")  # torch's own error for it
-
-            patch.setattr(TokenWeightedTrainer, "_save_optimizer_and_scheduler", full)
+            patch.setattr(TokenWeightedTrainer, "_save_optimizer_and_scheduler", sabotage.saving_on_a_disk_that_fills())
             with pytest.raises(OSError, match=r"No space left on device: '\.checkpoints'"):
                 train(SECTION, blocks, tiny_model, root)
         assert [path.name for path in root.glob(".checkpoints/*/*")] == ["checkpoint-4"]

@@ -145,8 +145,9 @@ class Registry:
         """All versions, the newest first."""
         with needing_answers():
             found = self._client.search_model_versions(f"name = '{MODEL_NAME}'")
-        aliases = self.aliases()
-        return sorted((_version(each, aliases) for each in found), key=lambda version: -version.number)
+        aliases = sorted(self.aliases().items())  # which the search leaves out
+        versions = [_version(each, tuple(name for name, number in aliases if number == int(each.version))) for each in found]
+        return sorted(versions, key=lambda version: -version.number)
 
     def version(self, number: int) -> Version:
         """The version of this number. Raises `ProsemillError` if there is none, or no longer."""
@@ -157,7 +158,16 @@ class Registry:
 
     def find(self, number: int) -> Version | None:
         """The version of this number, if it is there."""
-        return next((version for version in self.versions() if version.number == number), None)
+        from mlflow.exceptions import MlflowException
+
+        with needing_answers():
+            try:
+                found = self._client.get_model_version(MODEL_NAME, str(number))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
+        return _version(found, tuple(sorted(found.aliases)))
 
     def find_weights(self, fingerprint: str, model_digest: str) -> Version | None:
         """The newest version with these weights; another machine may have made others of the same fingerprint."""
@@ -316,12 +326,11 @@ def _remove_compiled(folder: Path) -> None:
             shutil.rmtree(Path(root) / COMPILED, ignore_errors=True)
 
 
-def _version(found: Any, aliases: Mapping[str, int]) -> Version:
-    number = int(found.version)
+def _version(found: Any, aliases: tuple[str, ...]) -> Version:
     return Version(
-        number=number,
+        number=int(found.version),
         run_id=str(found.run_id),
         model_id=str(found.model_id or str(found.source).rpartition("/")[2]),
         tags={name.removeprefix(PREFIX): value for name, value in found.tags.items() if name.startswith(PREFIX)},
-        aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
+        aliases=aliases,
     )

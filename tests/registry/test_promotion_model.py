@@ -43,6 +43,9 @@ class MemoryRegistry(Registry):
     def versions(self) -> list[Version]:
         return [Version(number, "", "", {}, ()) for number in sorted(self.numbers, reverse=True)]
 
+    def find(self, number: int) -> Version | None:
+        return next((version for version in self.versions() if version.number == number), None)
+
     def set_tags(self, number: int, tags: Mapping[str, str]) -> None:
         self._write()
 

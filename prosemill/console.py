@@ -43,7 +43,7 @@ def say(message: str) -> None:
     sys.stderr.flush()
 
 
-def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str, numeric: Sequence[bool] = ()) -> None:
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str, numeric: Sequence[bool] = (), bold: str = "") -> None:
     """Print a table on standard output: drawn on a terminal, aligned plain lines without the title otherwise.
 
     Args:
@@ -51,6 +51,7 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: s
         rows: Cells, as text.
         title: Stands above.
         numeric: For each column whether it is aligned to the right; none is if left out.
+        bold: Name of a column to be drawn in bold.
     """
     to_right = list(numeric) or [False] * len(header)
     if not sys.stdout.isatty():
@@ -67,7 +68,7 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: s
 
     table = Table(title=title)
     for name, is_number in zip(header, to_right, strict=True):
-        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+        table.add_column(name, justify="right" if is_number else "left", style="bold" if name == bold else None, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)

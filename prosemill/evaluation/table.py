@@ -55,7 +55,7 @@ def table_cells(metrics: dict[str, Any]) -> list[list[str]]:
 
 def print_table(metrics: dict[str, Any]) -> None:
     """Print the content of metrics/evaluation.json: a drawn table on a terminal, aligned plain lines otherwise."""
-    print_rows(HEADER, table_cells(metrics), title="Base model against trained model", numeric=NUMERIC)
+    print_rows(HEADER, table_cells(metrics), title="Base model against trained model", numeric=NUMERIC, bold="trained")
 
 
 def headline(metrics: dict[str, Any]) -> str:

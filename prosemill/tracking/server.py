@@ -9,6 +9,7 @@ writes to the same place; `MLFLOW_TRACKING_URI` names any other server.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ SQLITE = "sqlite:///"
 DRIVERS = ("psycopg2", "psycopg", "pymysql", "MySQLdb", "pyodbc")
 """Modules that SQLAlchemy needs for servers other than SQLite."""
 
+SYSTEMS_WORDS = re.compile(r"\[Errno -?\d+\] ([\w ]+)")
 NO_CONNECTION = "failed with exception"  # what MLflow says where its request met no server
 
 SETTINGS = {
@@ -85,10 +87,11 @@ def explain(error: Exception) -> str:
     from sqlalchemy.exc import OperationalError
 
     is_down = isinstance(error, RequestException | OperationalError) or NO_CONNECTION in str(error)
+    cause = SYSTEMS_WORDS.findall(str(error))  # at the end of a chain of exceptions, each of which names the whole request
     verb, remedy = (
         ("answer", f"start it, or unset MLFLOW_TRACKING_URI to use {TRACKING}") if is_down else ("do what it is asked", "see its log")
     )
-    return f"the MLflow server at {tracking_uri()} does not {verb} ({first_line(error)}): {remedy}"
+    return f"the MLflow server at {tracking_uri()} does not {verb} ({cause[-1] if is_down and cause else first_line(error)}): {remedy}"
 
 
 def experiment_id() -> str:

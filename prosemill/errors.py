@@ -5,6 +5,7 @@ what, where and what to do, with exit status 1. Everything else is a bug of ours
 """
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import Never
@@ -20,6 +21,13 @@ class ProsemillError(ValueError):
     """A mistake that the user can mend. The message is one line: what is wrong, where, and what to do."""
 
 
+class TemporaryError(ProsemillError):
+    """What may be gone in a while, as a network that does not answer. A program ends on it with the exit status `TRY_AGAIN`."""
+
+
+TRY_AGAIN = os.EX_TEMPFAIL
+
+
 def is_mistake(error: BaseException) -> bool:
     """Whether a program ends on it in one line, and trying again as it stands would be in vain."""
     return isinstance(error, ProsemillError | KeyboardInterrupt) or (isinstance(error, OSError) and error.errno in FULL_DISK)
@@ -30,14 +38,14 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def exit_with(message: str) -> Never:
-    """Print `error: message` as one line on standard error and exit with status 1."""
+def exit_with(message: str, status: int = 1) -> Never:
+    """Print `error: message` as one line on standard error and exit."""
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    raise SystemExit(1)
+    raise SystemExit(status)
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a program's `main`, turning the user's mistakes and a full disk into one line and exit status 1.
+    """Run a program's `main`, turning the user's mistakes and a full disk into one line and exit status 1 (`TRY_AGAIN` for what may pass).
 
     The libraries' usage reports are switched off before (prosemill/telemetry.py), and a stage of DVC ends with it (prosemill/orphans.py).
     """
@@ -46,7 +54,7 @@ def run_main(main: Callable[[], None]) -> None:
     try:
         main()
     except ProsemillError as error:
-        exit_with(str(error))
+        exit_with(str(error), TRY_AGAIN if isinstance(error, TemporaryError) else 1)
     except OSError as error:
         if not is_mistake(error):
             raise

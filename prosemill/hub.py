@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from prosemill.errors import ProsemillError
+from prosemill.errors import ProsemillError, TemporaryError
 
 REPOSITORY = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+
+TOO_MANY_REQUESTS, SERVER_ERROR = 429, 500  # of HTTP's statuses; from 500 on it is the server's fault
 
 
 def refuse_wrong_name(repository: str, key: str) -> None:
@@ -46,14 +49,15 @@ def hub_errors(what: str) -> Iterator[None]:
         raise ProsemillError(offline) from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
-        raise ProsemillError(f"{constants.ENDPOINT} answers {status} for {what}: try again later, {local}") from None
+        kind = TemporaryError if status == TOO_MANY_REQUESTS or status >= SERVER_ERROR else ProsemillError
+        raise kind(f"{constants.ENDPOINT} answers {status} for {what}: try again later, {local}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ProsemillError(f"{constants.ENDPOINT} does not answer for {what} as a hub does ({error!r}): check HF_ENDPOINT") from None
     except (http_error, errors.LocalEntryNotFoundError, ConnectionError) as error:
         if constants.HF_HUB_OFFLINE:
             raise ProsemillError(offline) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ProsemillError(f"no network: {constants.ENDPOINT} cannot be reached for {what} ({reason}); connect, {local}") from None
+        raise TemporaryError(f"no network: {constants.ENDPOINT} cannot be reached for {what} ({reason}); connect, {local}") from None
 
 
 def refuse_endpoint(endpoint: str) -> None:

@@ -27,7 +27,7 @@ import platformdirs
 
 from prosemill.console import say
 from prosemill.digests import sha256_of_file
-from prosemill.errors import ProsemillError
+from prosemill.errors import ProsemillError, TemporaryError
 from prosemill.shards import HashingWriter, write_durably
 
 CHUNK = 1 << 20
@@ -145,29 +145,30 @@ def _download(requirement: str, sha256: str, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", *options, *quiet, f"--dest={target}", f"--requirement={requirements}"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
     if done.returncode != 0:
-        raise ProsemillError(_explain_pip(requirement, sha256, done.stdout + done.stderr))
+        raise _explain_pip(requirement, sha256, done.stdout + done.stderr)
     wheels = list(target.glob("*.whl"))
     assert len(wheels) == 1, wheels
     return wheels[0]
 
 
-def _explain_pip(requirement: str, sha256: str, output: str) -> str:
-    """One line for the user out of what pip printed when it failed."""
+def _explain_pip(requirement: str, sha256: str, output: str) -> ProsemillError:
+    """What pip's failure means to the user, out of what it printed."""
     if "No module named pip" in output:
-        return f"pip is missing, and {requirement} is fetched with it: run `{sys.executable} -m ensurepip`"
+        return ProsemillError(f"pip is missing, and {requirement} is fetched with it: run `{sys.executable} -m ensurepip`")
     if "DO NOT MATCH THE HASHES" in output:
         got = [line.split()[-1] for line in output.splitlines() if line.strip().startswith("Got ")]
-        return _other_hash(requirement, sha256, f"it has {got[0]}" if got else "it has another")
+        return ProsemillError(_other_hash(requirement, sha256, f"it has {got[0]}" if got else "it has another"))
     if "No space left on device" in output:
-        return f"the disk is full while pip fetches {requirement}: free some space in {cache_folder()} and in the temporary folder"
+        folder = cache_folder()
+        return ProsemillError(f"the disk is full while pip fetches {requirement}: free some space in {folder} and in the temporary folder")
     if any(sign in output for sign in NO_NETWORK):
-        return f"no network: pip cannot reach its package index to fetch {requirement}; connect, or name a mirror with `pip config set`"
+        remedy = "connect, or name a mirror with `pip config set`"
+        return TemporaryError(f"no network: pip cannot reach its package index to fetch {requirement}; {remedy}")
     if "No matching distribution" in output:
-        return (
-            f"no wheel of {requirement} in pip's index (source archives are not used): check the version, the network and `pip config list`"
-        )
+        remedy = "check the version, the network and `pip config list`"
+        return ProsemillError(f"no wheel of {requirement} in pip's index (source archives are not used): {remedy}")
     lines = [line for line in output.splitlines() if line.startswith("ERROR")] or output.splitlines()[-1:]
-    return f"pip cannot fetch {requirement}: {lines[-1] if lines else 'it says nothing'}"
+    return ProsemillError(f"pip cannot fetch {requirement}: {lines[-1] if lines else 'it says nothing'}")
 
 
 def _other_hash(requirement: str, sha256: str, found: str) -> str:

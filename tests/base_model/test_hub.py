@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from prosemill.base_model import build_base_model
-from prosemill.errors import ProsemillError
+from prosemill.errors import TRY_AGAIN, ProsemillError
 from prosemill.families import families
 from prosemill.params import HubModel
 from prosemill.pretrained import load_model, load_tokenizer
@@ -319,6 +319,6 @@ def test_a_hub_model_without_safetensors_names_what_it_has(hub: Hub) -> None:
 @pytest.mark.usefixtures("workspace")
 def test_an_unreachable_hub_is_one_line() -> None:
     done = run_online("http://127.0.0.1:9")
-    assert done.returncode == 1
+    assert done.returncode == TRY_AGAIN
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(f"error: no network: http://127.0.0.1:9 cannot be reached for model owner/name at {REVISION}")

@@ -18,6 +18,8 @@ REPORTS = Path("reports")
 COMPARISON = REPORTS / "comparison.md"
 SHARD_WORK = Path(".shards")
 CHECKPOINTS = Path(".checkpoints")
-TRACKING = Path(".mlflow")
+STATE = Path(".prosemill")
+"""What the local servers remember, and who is at work here."""
+TRACKING = STATE / "mlflow"
 
 SPLITS = ("train", "validation", "test")

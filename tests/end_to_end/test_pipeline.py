@@ -80,7 +80,7 @@ def test_a_changed_param_runs_only_what_depends_on_it(clone: Clone, override: st
 def test_training_and_evaluation_are_one_tracked_run(clone: Clone) -> None:
     import mlflow
 
-    client = mlflow.MlflowClient(f"sqlite:///{clone.folder}/.mlflow/mlflow.db")
+    client = mlflow.MlflowClient(f"sqlite:///{clone.folder}/.prosemill/mlflow/mlflow.db")
     fingerprint = json.loads((clone.folder / "models/trained/run.json").read_text(encoding="utf-8"))["fingerprint"]
     experiment = client.get_experiment_by_name("prosemill")
     assert experiment is not None

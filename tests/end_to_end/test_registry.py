@@ -68,7 +68,7 @@ def test_another_run_is_the_next_version_and_the_way_back_is_one_command(champio
 
 
 def test_the_champion_speaks_in_a_fresh_environment_without_a_checkout(champion: Clone, tmp_path: Path) -> None:
-    (requirements,) = list((champion.folder / ".mlflow/artifacts/models").glob("*/artifacts/requirements.txt"))[:1]
+    (requirements,) = list((champion.folder / ".prosemill/mlflow/artifacts/models").glob("*/artifacts/requirements.txt"))[:1]
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv/bin/python"
     install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", requirements]
@@ -78,11 +78,11 @@ def test_the_champion_speaks_in_a_fresh_environment_without_a_checkout(champion:
         pytest.skip(f"no package index is within reach: {installed.stderr.strip().splitlines()[-1]}")
     assert installed.returncode == 0, installed.stderr
     (tmp_path / "elsewhere").mkdir()
-    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{champion.folder / '.mlflow/mlflow.db'}"
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{champion.folder / '.prosemill/mlflow/mlflow.db'}"
     finished = subprocess.run(
         [python, "-c", PREDICT], cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, check=False
     )
     assert finished.returncode == 0, finished.stderr
     texts, code = finished.stdout.strip().splitlines()[-2:]
     assert all(isinstance(text, str) and text for text in json.loads(texts))
-    assert Path(code).is_relative_to(champion.folder / ".mlflow/artifacts/models"), "the package's own code, not an installed one"
+    assert Path(code).is_relative_to(champion.folder / ".prosemill/mlflow/artifacts/models"), "the package's own code, not an installed one"

@@ -93,8 +93,8 @@ def fresh(tmp_path: Path, tiny_model: Path, texts: list[str], empty_store: Path,
     """
     workspace = empty_workspace(tmp_path, tiny_model, texts, monkeypatch)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    Path(".mlflow").mkdir()
-    shutil.copyfile(empty_store, ".mlflow/mlflow.db")
+    Path(".prosemill/mlflow").mkdir(parents=True)
+    shutil.copyfile(empty_store, ".prosemill/mlflow/mlflow.db")
     return workspace
 
 

@@ -123,7 +123,7 @@ def alter_corpus_tag(workspace: Workspace, number: int) -> None:
 
 
 def alter_package(workspace: Workspace, number: int) -> None:
-    (weights,) = (workspace.folder / ".mlflow/artifacts/models").rglob("*.safetensors")
+    (weights,) = (workspace.folder / ".prosemill/mlflow/artifacts/models").rglob("*.safetensors")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
@@ -137,7 +137,7 @@ def lock(workspace: Workspace, change: Callable[[str], str]) -> None:
 
 def kept(number: int, name: str, change: Callable[[str], str]) -> None:
     version = Registry.open().version(number)
-    (path,) = Path(".mlflow/artifacts").glob(f"{version.run_id}/artifacts/lineage/*/{name}")
+    (path,) = Path(".prosemill/mlflow/artifacts").glob(f"{version.run_id}/artifacts/lineage/*/{name}")
     path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -189,7 +189,7 @@ def test_a_version_made_by_hand_has_no_lineage(fresh: Workspace) -> None:
     number = registry.create(version.model_id, version.run_id, {})
     with pytest.raises(ProsemillError, match=f"version {number} has no lineage: register a model with `prosemill register`"):
         states(registry, number)
-    shutil.rmtree(Path(".mlflow/artifacts") / version.run_id)
+    shutil.rmtree(Path(".prosemill/mlflow/artifacts") / version.run_id)
     with pytest.raises(ProsemillError, match=r"lineage/.* cannot be had"):
         states(registry, version.number)
     register()
@@ -201,7 +201,7 @@ def test_a_version_made_by_hand_has_no_lineage(fresh: Workspace) -> None:
 def test_kept_files_that_are_damaged_are_one_line(fresh: Workspace, name: str, content: str | None) -> None:
     fresh.train("a" * 16)
     number = register().number
-    (path,) = Path(".mlflow/artifacts").glob(f"*/artifacts/lineage/*/{name}")
+    (path,) = Path(".prosemill/mlflow/artifacts").glob(f"*/artifacts/lineage/*/{name}")
     path.unlink()
     if content is not None:
         path.write_text(content)

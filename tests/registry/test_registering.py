@@ -93,7 +93,7 @@ def test_a_registration_cut_before_its_end_leaves_no_second_package(fresh: Works
     experiment = client.get_experiment_by_name("prosemill")
     assert experiment is not None
     assert [model.model_id for model in client.search_logged_models([experiment.experiment_id])] == [version.model_id]
-    assert len(list(Path(".mlflow/artifacts/models").glob("*/artifacts"))) == 1
+    assert len(list(Path(".prosemill/mlflow/artifacts/models").glob("*/artifacts"))) == 1
     assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
@@ -137,8 +137,8 @@ def test_a_version_of_a_dirty_tree_is_clean_once_that_is_committed(fresh: Worksp
 
 
 def test_a_relative_path_of_the_store_is_the_same_from_every_folder(fresh: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///.mlflow/mlflow.db")
-    assert tracking_uri() == f"sqlite:///{fresh.folder}/.mlflow/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///.prosemill/mlflow/mlflow.db")
+    assert tracking_uri() == f"sqlite:///{fresh.folder}/.prosemill/mlflow/mlflow.db"
     fresh.train("a" * 16)
     assert register().number == 1
 
@@ -181,4 +181,4 @@ def test_the_probe_is_asked_before_anything_is_registered(fresh: Workspace, monk
     experiment = mlflow.get_experiment_by_name("prosemill")
     assert experiment is not None
     assert mlflow.MlflowClient().search_logged_models([experiment.experiment_id]) == [], "nothing of it stays"
-    assert list(Path(".mlflow/artifacts/models").glob("*/artifacts")) == []
+    assert list(Path(".prosemill/mlflow/artifacts/models").glob("*/artifacts")) == []

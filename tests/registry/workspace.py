@@ -13,7 +13,7 @@ from tests.evaluation.corpus import write_corpus
 from tests.models import write_model
 
 IDENTITY = ["-c", "user.name=Nobody", "-c", "user.email=nobody@example.org"]
-IGNORED = ("/data/", "/models/", "/.mlflow/", "/.dvc/")
+IGNORED = ("/data/", "/models/", "/.prosemill/", "/.dvc/")
 PROTOCOL = {"context": 64, "stride": 64, "detokenize": False, "scoring_arithmetic": "fp32", "direction": "left to right"}
 SOUND = {"repetition_rate": 0.05, "loop_rate": 0.0, "time_per_token_ms_p95": 2.0}
 """Numbers that pass the gate."""

@@ -20,8 +20,8 @@ from prosemill.tracking import open_run, run_fingerprint, tracking_uri
 def store(workspace: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A repository's own tracking store, by default's rules."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (workspace / ".mlflow").mkdir()
-    (workspace / ".mlflow/mlflow.db").write_bytes(empty_store.read_bytes())
+    (workspace / ".prosemill/mlflow").mkdir(parents=True)
+    (workspace / ".prosemill/mlflow/mlflow.db").write_bytes(empty_store.read_bytes())
     yield workspace
     mlflow.end_run()
 
@@ -71,11 +71,11 @@ def test_a_store_whose_making_was_cut_is_made_again(workspace: Path, monkeypatch
         patch.setattr("mlflow.store.db.utils._upgrade_db", cut)  # half of the tables are there by then
         with pytest.raises(Cut):
             open_run("a" * 16, name="llama").__enter__()
-    assert [path.name for path in (workspace / ".mlflow").glob("*.db*")] == ["mlflow.db.part"]
+    assert [path.name for path in (workspace / ".prosemill/mlflow").glob("*.db*")] == ["mlflow.db.part"]
     with open_run("a" * 16, name="llama"):
         pass
     assert [run.info.status for run in runs()] == ["FINISHED"]
-    assert not list((workspace / ".mlflow").glob("*.part*"))
+    assert not list((workspace / ".prosemill/mlflow").glob("*.part*"))
 
 
 def test_a_run_has_its_fingerprint_from_its_first_moment(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ def test_a_run_knows_its_commit_and_whether_the_tree_was_clean(store: Path) -> N
 
 def test_the_default_store_is_absolute_and_a_server_can_be_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert tracking_uri() == f"sqlite:///{workspace}/.mlflow/mlflow.db"
+    assert tracking_uri() == f"sqlite:///{workspace}/.prosemill/mlflow/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert tracking_uri() == "http://127.0.0.1:1"
 

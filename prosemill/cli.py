@@ -129,13 +129,23 @@ def lineage(version: Annotated[int, typer.Argument(help="Number of the version."
 def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
     """Open the page of tracked runs (MLflow) on this machine alone; Ctrl-C ends it."""
     import os
-    import sys
 
-    from prosemill.tracking.server import connect, tracking_uri
+    from prosemill.orchestration.house import mlflow_command, mlflow_environment
+    from prosemill.tracking.server import connect
 
     connect()  # which makes the store, if this comes before the first run
-    # Without a list of hosts MLflow answers to names that a foreign page can point at this machine.
-    os.environ.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", f"127.0.0.1:{port},localhost:{port}")
-    arguments = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", tracking_uri()]
+    os.environ.update(mlflow_environment(port))
     typer.echo(f"tracked runs: http://127.0.0.1:{port}  (Ctrl-C ends the page)")
-    os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 # no shell is involved
+    command = mlflow_command(port)
+    os.execv(command[0], command)  # noqa: S606 # no shell is involved
+
+
+@command
+def up(
+    prefect_port: Annotated[int, typer.Option(help="Port of Prefect's server and page on this machine.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's page on this machine.")] = 5000,
+) -> None:
+    """Start all servers of this workspace: Prefect with its deployments and a worker, and MLflow's page; Ctrl-C ends them."""
+    from prosemill.orchestration.house import Ports, live_in
+
+    live_in(Ports(prefect_port, mlflow_port))

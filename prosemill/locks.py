@@ -17,9 +17,13 @@ from typing import TextIO
 from prosemill.errors import ProsemillError
 
 
+class BusyError(ProsemillError):
+    """Another process holds the lock; the message says which."""
+
+
 @contextmanager
-def alone(lock: Path, work: str, *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock while the block runs.
+def alone(lock: Path, work: str, *, wait: bool = False) -> Iterator[TextIO]:
+    """Hold a lock while the block runs; it gets the lock's open file, and a child that inherits this holds the lock too.
 
     Args:
         lock: The lock's file; made if it is not there.
@@ -27,7 +31,8 @@ def alone(lock: Path, work: str, *, wait: bool = False) -> Iterator[None]:
         wait: Whether to wait for another process that holds it.
 
     Raises:
-        ProsemillError: another process holds it, and `wait` is off, or its file cannot be made.
+        BusyError: another process holds it, and `wait` is off.
+        ProsemillError: its file cannot be made.
     """
     with _opened(lock) as file:
         try:
@@ -35,11 +40,11 @@ def alone(lock: Path, work: str, *, wait: bool = False) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "a process that has just begun"
-            raise ProsemillError(f"another {work} is at work ({holder}): wait for it or end it, then run this again") from None
+            raise BusyError(f"another {work} is at work ({holder}): wait for it or end it, then run this again") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} since {datetime.now().astimezone().isoformat(sep=' ', timespec='seconds')}")
         file.flush()
-        yield
+        yield file
 
 
 def _opened(lock: Path) -> TextIO:

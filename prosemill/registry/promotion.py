@@ -44,17 +44,29 @@ def promote(registry: Registry, section: Gate, number: int | None = None) -> Ver
     """
     with registry.locked():
         settle(registry)
-        version = registry.version(number) if number is not None else _named(registry, CHALLENGER)
-        champion = current_champion(registry)
-        if champion is not None and champion.number == version.number:
-            raise ProsemillError(f"version {version.number} is the champion already: there is nothing to promote")
         before = registry.served()
-        verdict = judge(registry, version, champion, section)
-        registry.set_tags(version.number, {"gate": "passed" if verdict.passed else "failed", "verdict": verdict.as_json()})
-        registry.describe(version.number, verdict.as_markdown(), instead_of=TITLE)
+        verdict = _examine(registry, section, number)
         if verdict.passed:
-            _change(registry, before, Served(version.number, before.champion))
+            _change(registry, before, Served(verdict.version, before.champion))
         return verdict
+
+
+def examine(registry: Registry, section: Gate, number: int | None = None) -> Verdict:
+    """What the gate says of a version, kept with it; no alias moves. Arguments and errors as in `promote`."""
+    with registry.locked():
+        settle(registry)
+        return _examine(registry, section, number)
+
+
+def _examine(registry: Registry, section: Gate, number: int | None) -> Verdict:
+    version = registry.version(number) if number is not None else _named(registry, CHALLENGER)
+    champion = current_champion(registry)
+    if champion is not None and champion.number == version.number:
+        raise ProsemillError(f"version {version.number} is the champion already: there is nothing to promote")
+    verdict = judge(registry, version, champion, section)
+    registry.set_tags(version.number, {"gate": "passed" if verdict.passed else "failed", "verdict": verdict.as_json()})
+    registry.describe(version.number, verdict.as_markdown(), instead_of=TITLE)
+    return verdict
 
 
 def roll_back(registry: Registry) -> tuple[int, int | None]:

@@ -7,6 +7,7 @@ brought up to date.
 """
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from prosemill.registry.packaging import log_package
 from prosemill.registry.store import CHALLENGER, Registry, Version
 from prosemill.tracking import open_run
 from prosemill.tracking.evaluation import numbers_of, read_identity
-from prosemill.tracking.fingerprint import git_state
+from prosemill.tracking.fingerprint import RESULTS, git_state
 from prosemill.tracking.run import find_run
 from prosemill.tracking.server import experiment_id, needing_answers
 from prosemill.workspace import BASE_MODEL, CORPUS, LOCK, TRAINED_MODEL
+
+NOTES_OF_DVC = Path(".dvc/tmp")  # which it puts into an experiment's commit
 
 
 def register() -> Version:
@@ -49,6 +52,12 @@ def register() -> Version:
         if registry.served().champion != number:
             registry.set_alias(CHALLENGER, number)
         return registry.version(number)
+
+
+def find_registered(registry: Registry) -> Version | None:
+    """The version of this workspace's trained model, if it is registered. Raises `ProsemillError` if there is no trained model."""
+    lock, identity = _read_results(), read_identity(TRAINED_MODEL)
+    return registry.find_weights(identity["fingerprint"], lock.outs[TRAINED_MODEL.as_posix()])
 
 
 def _register_new(registry: Registry, tags: dict[str, str], evaluation: dict[str, Any]) -> int:
@@ -96,7 +105,7 @@ def _tags(lock: DvcLock, identity: dict[str, str], evaluation: dict[str, Any]) -
         "fingerprint": identity["fingerprint"],
         "model": identity["name"],
         "corpus": lock.params["download"]["corpus"]["name"],
-        **git_state(Path.cwd()),
+        **_commit(),
         **digests(),
         "corpus_digest": lock.outs[CORPUS.as_posix()],
         "base_digest": lock.outs[BASE_MODEL.as_posix()],
@@ -104,6 +113,19 @@ def _tags(lock: DvcLock, identity: dict[str, str], evaluation: dict[str, Any]) -
         "bits_per_byte": str(evaluation["trained"]["bits_per_byte"]),
         "base_bits_per_byte": str(evaluation["base"]["bits_per_byte"]),
     }
+
+
+def _commit() -> dict[str, str]:
+    """The commit that holds the tracked files: the one checked out, or else one of DVC's experiments that begin there."""
+    state = git_state(Path.cwd())
+    if state["git_dirty"] == "true":
+        head = state["git_commit"]
+        references = ["git", "for-each-ref", "--format=%(objectname)", f"refs/exps/{head[:2]}/{head[2:]}"]
+        for commit in subprocess.run(references, capture_output=True, text=True, check=False).stdout.split():
+            compare = ["git", "diff", "--quiet", commit, "--", ".", *(f":!{path}" for path in (*RESULTS, NOTES_OF_DVC))]
+            if subprocess.run(compare, check=False).returncode == 0:
+                return {"git_commit": commit, "git_dirty": "false"}
+    return state
 
 
 def _run_of(tags: dict[str, str]) -> str:

@@ -1,0 +1,50 @@
+"""`python -m flows`: the pipeline as a flow, on the server that `prosemill up` runs, or on one of its own until it ends."""
+
+import os
+from typing import Annotated, Literal
+
+import typer
+
+from prosemill.errors import ProsemillError, first_line, run_main
+from prosemill.orchestration.environment import prefect_server
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+Busy = Literal["wait", "refuse"]
+
+
+@app.command()
+def run(
+    overrides: Annotated[
+        list[str] | None, typer.Option("-S", "--set-param", help="An experiment, as `dvc exp run -S` takes it; may be repeated.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Run every stage, though nothing has changed.")] = False,
+    promote: Annotated[bool, typer.Option("--promote", help="Ask for the version's promotion if it passes the gate.")] = False,
+    if_busy: Annotated[Busy, typer.Option(help="While another run works here: `wait` or `refuse`.")] = "wait",
+) -> None:
+    """Run the pipeline, from raw text to a registered model: what has changed is run, the rest is left as it is."""
+    run_main(lambda: _run(overrides, force, promote, if_busy))
+
+
+def _run(overrides: list[str] | None, force: bool, promote: bool, if_busy: Busy) -> None:
+    with prefect_server():
+        from httpx import HTTPError
+        from prefect.exceptions import PrefectException
+
+        from flows.pipeline import pipeline
+        from prosemill.orchestration.runs import CancelledInPage
+        from prosemill.orchestration.stages import CommandFailedError
+
+        try:
+            pipeline(overrides, force, promote, if_busy)
+        except CommandFailedError as error:
+            raise ProsemillError(error.summary) from None  # its last lines have been printed as they came
+        except CancelledInPage:
+            raise ProsemillError("cancelled in the Prefect page; run the same command again to go on") from None
+        except (HTTPError, PrefectException) as error:
+            lost = "what the stages have made is kept; run the same command again to go on"
+            raise ProsemillError(f"the Prefect server at {os.environ['PREFECT_API_URL']} went away ({first_line(error)}): {lost}") from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,166 @@
+"""The pipeline as a Prefect flow: a task for each stage of DVC, then the registration, the gate, and the call for a promotion.
+
+python -m flows                              # what `make run` does
+python -m flows -S model=tiny --promote
+prefect deployment run pipeline/on-demand    # on the server that `prosemill up` started
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+from uuid import UUID
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.events import emit_event
+from prefect.logging import get_run_logger
+from prefect.runtime import deployment, flow_run
+from prefect.states import Completed
+from prefect.tasks import exponential_backoff
+from pydantic import BaseModel, ConfigDict, Field
+
+from prosemill.orchestration.environment import mlflow_page
+from prosemill.orchestration.experiment import experiment, run_name, save_experiment, uncommitted_changes
+from prosemill.orchestration.page import Page, StageRow, quiet_mistakes
+from prosemill.orchestration.runs import Cancellation, at_work, close_lost_flow_runs, close_lost_tracked_runs, mark
+from prosemill.orchestration.stages import CommandFailedError, reproduce, run_command, stage_names
+from prosemill.params import Gate, read_section
+from prosemill.registry.gate import Verdict
+from prosemill.registry.promotion import examine
+from prosemill.registry.registering import find_registered
+from prosemill.registry.store import Registry, Version
+
+NUM_RETRIES = 3
+PROMOTION_REQUESTED = "prosemill.promotion.requested"
+"""The event that starts the flow `promotion`."""
+
+Tick = Callable[[], None]
+
+
+class Hours(BaseModel):
+    """The most that each step may take, in hours; what takes longer is stopped and fails."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    download: float = Field(default=12, gt=0)
+    tokenize: float = Field(default=12, gt=0)
+    group: float = Field(default=12, gt=0)
+    train: float = Field(default=72, gt=0)
+    evaluate: float = Field(default=12, gt=0)
+    registration: float = Field(default=1, gt=0)
+
+
+@flow(name="pipeline", description="From raw text to a registered model: what has changed is run, the rest is left as it is.")
+def pipeline(
+    overrides: list[str] | None = None,
+    force: bool = False,
+    promote: bool = False,
+    if_busy: Literal["wait", "refuse"] = "wait",
+    hours: Hours | None = None,
+) -> State[int]:
+    """Run the pipeline from the source of the text to a registered model, and hold that against the gate.
+
+    Args:
+        overrides: An experiment, as `dvc exp run -S` takes it, as `model=tiny` or `train.max_steps=200`; none for params.yaml as it is.
+        force: Run every stage, though nothing has changed.
+        promote: Ask for the version's promotion if it passes the gate: the flow `promotion` takes over then.
+        if_busy: What to do while another run works in this workspace.
+        hours: The most that each step may take.
+
+    Returns:
+        The number of the registered version.
+    """
+    logger, run_id, page = get_run_logger(), UUID(flow_run.id), Page()
+    quiet_mistakes()
+    mark(run_id)
+    with get_client(sync_client=True) as client:
+        tick = Cancellation(client, run_id) if deployment.id is None else _nothing  # else the worker stops the run
+        with at_work(if_busy, logger.info, tick) as lock:
+            for name in (*close_lost_flow_runs(client), *close_lost_tracked_runs()):
+                logger.warning(f"{name} was left open by a crash; it is closed now")
+            changes = uncommitted_changes()
+            with experiment(overrides or []):
+                client.update_flow_run(run_id, name=run_name(has_changes=bool(changes)))
+                if changes:
+                    logger.warning(f"uncommitted changes go into this run: {', '.join(changes)}")
+                run_stages(page, force, hours or Hours(), lock, tick)
+                if overrides:
+                    logger.info(f"kept as an experiment: dvc exp apply {save_experiment(overrides)}")
+                version = register(page, (hours or Hours()).registration, lock, tick)
+            verdict = gate(page, version)  # by the workspace's own rules: an experiment does not choose what it is measured by
+    if page.unreported:
+        logger.warning(f"the Prefect server did not take {', '.join(page.unreported)}: see reports/ and metrics/")
+    asked = promote and verdict is not None and verdict.passed
+    if asked:
+        resource = {"prefect.resource.id": f"prosemill.version.{version.number}"}
+        emit_event(PROMOTION_REQUESTED, resource, payload={"version": version.number})
+    return Completed(message=_summary(version, verdict, asked), data=version.number)
+
+
+def run_stages(page: Page, force: bool, hours: Hours, lock: int, tick: Tick) -> None:
+    """One task after the other, and a table of what each did, also if one fails."""
+    rows = []
+    try:
+        for name in stage_names():
+            begin, result = time.monotonic(), "failed"
+            try:
+                state = stage.with_options(name=name, task_run_name=name)(name, page, force, getattr(hours, name), lock, tick)
+                result = state.result()
+            finally:
+                rows.append(StageRow(name, result, time.monotonic() - begin))
+        page.show_evaluation()
+    finally:
+        page.show_stages(rows)
+
+
+def is_worth_another_try(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    """No network may be one in a while, and a stage that was killed goes on where it was; whatever else failed would fail again."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, CommandFailedError) and (error.is_temporary or error.was_killed)
+
+
+@task(retries=NUM_RETRIES, retry_delay_seconds=exponential_backoff(10), retry_condition_fn=is_worth_another_try, cache_policy=NO_CACHE)
+def stage(name: str, page: Page, force: bool, hours: float, lock: int, tick: Tick) -> State[str]:
+    """Run a stage of DVC; the state is called by what came of it: Completed, Cached or Unchanged."""
+    logger, bars = get_run_logger(), page.progress()
+
+    def show(line: str) -> None:
+        logger.info(line)
+        bars(line)
+
+    result = reproduce(name, show, force=force, seconds=3600 * hours, tick=tick, hold=[lock])
+    return Completed(name={"ran": "Completed"}.get(result, result.capitalize()), message=f"{name}: {result}", data=result)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="register")
+def register(page: Page, hours: float, lock: int, tick: Tick) -> Version:
+    """Register the trained model; its version."""
+    run_command("register", ["prosemill", "register"], get_run_logger().info, seconds=3600 * hours, tick=tick, hold=[lock])
+    version = find_registered(Registry.open())
+    assert version is not None, "it was registered just now"
+    page.show_version(version, mlflow_page())
+    return version
+
+
+@task(cache_policy=NO_CACHE, task_run_name="gate")
+def gate(page: Page, version: Version) -> Verdict | None:
+    """What the gate says of the version; nothing if that is the champion already."""
+    registry = Registry.open()
+    if registry.served().champion == version.number:
+        get_run_logger().info(f"version {version.number} is the champion already: there is nothing to promote")
+        return None
+    verdict = examine(registry, read_section("gate", Gate), version.number)
+    page.show_verdict(verdict)
+    return verdict
+
+
+def _summary(version: Version, verdict: Verdict | None, asked: bool) -> str:
+    if verdict is None:
+        return f"version {version.number} is the champion already"
+    outcome = "passes" if verdict.passed else f"does not pass ({', '.join(rule.name for rule in verdict.rules if not rule.passed)})"
+    return f"version {version.number} is registered and {outcome} the gate" + ("; its promotion is asked for" if asked else "")
+
+
+def _nothing() -> None: ...

@@ -1,0 +1,91 @@
+"""A promotion as a Prefect flow: the gate, then a person who sees its table and accepts or refuses, then the change of the champion.
+
+    prefect deployment run promotion/promotion -p version=3
+
+The pipeline's event starts it for a version that passed the gate. Nobody's answer in time is a refusal.
+"""
+
+from typing import Literal
+from uuid import UUID
+
+from prefect import flow, pause_flow_run
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State, StateType
+from prefect.exceptions import FlowPauseTimeout
+from prefect.input import RunInput
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Completed
+from pydantic import Field
+
+from prosemill.orchestration.page import Page, quiet_mistakes
+from prosemill.orchestration.runs import close_lost_flow_runs, mark
+from prosemill.params import Gate, read_section
+from prosemill.registry.gate import Verdict
+from prosemill.registry.promotion import examine, promote
+from prosemill.registry.store import Registry
+
+POLL_SECONDS = 2
+
+
+class Decision(RunInput):
+    """What a person says to a promotion."""
+
+    accept: bool = Field(default=False, description="Make this version the champion.")
+    comment: str = Field(default="", description="Why, for those who come later; it is kept with the version.")
+
+
+@flow(name="promotion", description="The gate, a person's yes or no, and the change of the champion.")
+def promotion(version: int | None = None, approval: Literal["person", "none"] = "person", hours: float = 24) -> State[bool]:
+    """Promote a version that passes the gate.
+
+    Args:
+        version: Its number; none for the challenger.
+        approval: Who must agree besides the gate.
+        hours: How long a person may take; silence refuses.
+
+    Returns:
+        Whether it was promoted.
+    """
+    logger, page, registry = get_run_logger(), Page(), Registry.open()
+    quiet_mistakes()
+    run_id, section = UUID(flow_run.id), read_section("gate", Gate)
+    mark(run_id)
+    with get_client(sync_client=True) as client:
+        close_lost_flow_runs(client)
+        verdict = examine(registry, section, version)
+        client.update_flow_run(run_id, name=f"version {verdict.version}")
+    page.show_verdict(verdict)
+    if not verdict.passed:
+        return _refused(f"version {verdict.version} does not pass the gate: {_failed(verdict)}")
+    if approval == "person":
+        decision = _ask(verdict, hours)
+        registry.set_tags(verdict.version, {"decision": decision.model_dump_json(exclude={"description"})})
+        if not decision.accept:
+            return _refused(f"version {verdict.version} is refused: {decision.comment or 'no comment'}")
+    verdict = promote(registry, section, verdict.version)
+    if not verdict.passed:  # somebody changed the champion or the gate while the person thought
+        return _refused(f"version {verdict.version} does not pass the gate any more: {_failed(verdict)}")
+    logger.info(f"version {verdict.version} is the champion")
+    return Completed(name="Promoted", message=f"version {verdict.version} is the champion", data=True)
+
+
+def _ask(verdict: Verdict, hours: float) -> Decision:
+    """A person's decision; no answer in time refuses."""
+    description = f"{verdict.as_markdown()}\n\nAnswer within {hours:g} hours; silence refuses."
+    get_run_logger().info("a person decides: `Resume` in the menu of this run's page shows the gate's table and asks")
+    question = Decision.with_initial_data(description=description, accept=False, comment="")
+    try:
+        answer: Decision = pause_flow_run(wait_for_input=question, timeout=round(3600 * hours), poll_interval=POLL_SECONDS)
+    except FlowPauseTimeout:
+        return Decision(accept=False, comment=f"nobody answered within {hours:g} hours")
+    return answer
+
+
+def _refused(why: str) -> State[bool]:
+    get_run_logger().warning(why)
+    return State(type=StateType.COMPLETED, name="Refused", message=why, data=False)
+
+
+def _failed(verdict: Verdict) -> str:
+    return ", ".join(rule.name for rule in verdict.rules if not rule.passed)

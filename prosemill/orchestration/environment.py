@@ -1,0 +1,162 @@
+"""How Prefect is set up here: a server of this workspace's own, which nobody else on the machine and no web page can use.
+
+    with prefect_server():
+        from flows.pipeline import pipeline
+        pipeline()
+
+A server that the user has named (`PREFECT_API_URL` or `PREFECT_PROFILE`) is used as it is. Otherwise it is the one that `prosemill up` has
+started, or one that runs for as long as the block does. Either remembers in `.prosemill/prefect`, listens on the loopback interface alone,
+and asks for a password (kept in a file that its owner alone can read), for CSRF tokens, and of browsers for its own page as their origin.
+"""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prosemill.console import say
+from prosemill.errors import ProsemillError
+from prosemill.locks import BusyError, alone
+from prosemill.supervised import supervised
+from prosemill.workspace import STATE
+
+HOME = STATE / "prefect"
+AUTH = STATE / "prefect-auth"
+HOUSE = STATE / "house.json"
+"""Addresses of the servers that `prosemill up` runs."""
+HOUSE_LOCK = STATE / "house.lock"
+LOGS = STATE / "logs"
+LOCAL = "127.0.0.1"
+MLFLOW_PORT = 5000
+STARTUP_SECONDS = 120
+HAND_IN_SECONDS = 10
+LOG_FORMATS = {
+    f"PREFECT_LOGGING_FORMATTERS_STANDARD_{kind.upper()}_RUN_FMT": f"%(asctime)s | %(levelname)-7s | %({kind}_run_name)s | %(message)s"
+    for kind in ("flow", "task")
+}
+"""What a line looks like on the terminal."""
+
+
+@contextmanager
+def prefect_server() -> Iterator[None]:
+    """Have this process's environment name a Prefect server that answers. To be entered before `prefect` is imported.
+
+    Raises:
+        ProsemillError: none is there, and none starts.
+    """
+    assert "prefect" not in sys.modules, "it has read its settings"
+    if os.environ.get("PREFECT_API_URL") or os.environ.get("PREFECT_PROFILE"):
+        yield
+    elif (house := read_house()) is not None:
+        os.environ.update(prefect_environment(house["prefect"]) | LOG_FORMATS)
+        yield
+    else:
+        address = f"http://{LOCAL}:{free_port()}"
+        os.environ.update(prefect_environment(address) | LOG_FORMATS)
+        log = LOGS / "prefect-server.log"
+        with supervised(server_command(address), log) as process:
+            wait_for(f"{address}/api/health", process, "the Prefect server", log)
+            say(f"page of this run: {address}, password in {AUTH}")
+            try:
+                yield
+            finally:
+                _hand_in_reports()
+
+
+def _hand_in_reports() -> None:
+    """Have the server get the logs and states that still wait: Prefect sends them at the end of the process, when it would be gone."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogHandler
+
+    EventsWorker.drain_all(timeout=HAND_IN_SECONDS, at_exit=False)
+    APILogHandler().flush()
+
+
+def prefect_environment(address: str) -> dict[str, str]:
+    """Environment variables for a server of this workspace at an address, and for its clients."""
+    auth = _auth()
+    return {
+        "PREFECT_HOME": str(HOME.absolute()),
+        "PREFECT_API_URL": f"{address}/api",
+        "PREFECT_API_AUTH_STRING": auth,
+        "PREFECT_SERVER_API_AUTH_STRING": auth,
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "true",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": address,
+        "PREFECT_SERVER_UI_API_URL": f"{address}/api",
+    }
+
+
+def server_command(address: str) -> list[str]:
+    """The command of a Prefect server."""
+    return [sys.executable, "-m", "prefect", "server", "start", "--host", LOCAL, "--port", address.rpartition(":")[2]]
+
+
+def read_house() -> dict[str, str] | None:
+    """Addresses of the servers that `prosemill up` runs here: `prefect`, `mlflow`; None if it does not run."""
+    try:
+        with alone(HOUSE_LOCK, "house"):
+            return None
+    except BusyError:
+        try:
+            addresses: dict[str, str] = json.loads(HOUSE.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None  # it is just starting
+        return addresses
+
+
+def mlflow_page() -> str:
+    """The address of MLflow's page: the tracking server's own, or else where `prosemill up` or `prosemill ui` shows it."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if given.startswith("http"):
+        return given.rstrip("/")
+    house = read_house()
+    return house["mlflow"] if house else f"http://{LOCAL}:{MLFLOW_PORT}"
+
+
+def wait_for(url: str, process: "subprocess.Popen[str]", what: str, log: Path) -> None:
+    """Wait until a server that was started answers. Raises `ProsemillError` if it ends or takes too long."""
+    import requests
+
+    end = time.monotonic() + STARTUP_SECONDS
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise ProsemillError(f"{what} ended while it started: see the end of {log}")
+        try:
+            if requests.get(url, timeout=5).ok:
+                return
+        except requests.RequestException:
+            time.sleep(0.1)
+    raise ProsemillError(f"{what} does not answer at {url} after {STARTUP_SECONDS} s: see the end of {log}")
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.create_server((LOCAL, 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+def _auth() -> str:
+    """User and password of the server, made on first use; readable by the file's owner alone."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(AUTH, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        found = AUTH.read_text(encoding="ascii").strip()
+        if found.count(":") == 1 and not found.endswith(":"):
+            return found
+        raise ProsemillError(f"{AUTH} is broken: delete it, and a new password is made") from None
+    except OSError as error:
+        raise ProsemillError(f"{AUTH} cannot be made ({error.strerror}): make its folder writable") from None
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        made = f"prosemill:{secrets.token_urlsafe(24)}"
+        file.write(made)
+    say(f"made a password for the Prefect server: {AUTH}")
+    return made

@@ -1,0 +1,135 @@
+"""The whole local house: `prosemill up` runs every server of this workspace, and Ctrl-C ends them all.
+
+    live_in(Ports())
+
+Prefect's server with the deployments of prefect.yaml, a worker for them, and MLflow's page. Every server listens on the loopback interface
+alone and is watched by a supervisor, so that none outlives this process, however that ends.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from prosemill.console import say
+from prosemill.errors import ProsemillError
+from prosemill.locks import alone
+from prosemill.orchestration.environment import (
+    AUTH,
+    HOUSE,
+    HOUSE_LOCK,
+    LOCAL,
+    LOGS,
+    MLFLOW_PORT,
+    prefect_environment,
+    server_command,
+    wait_for,
+)
+from prosemill.shards import write_durably
+from prosemill.supervised import supervised
+
+WORK_POOL = "prosemill"
+DEPLOYMENTS = Path("prefect.yaml")
+PREFECT_PORT = 4200
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the servers listen on this machine."""
+
+    prefect: int = PREFECT_PORT
+    mlflow: int = MLFLOW_PORT
+
+
+def live_in(ports: Ports) -> None:
+    """Start all servers, say where they are, and run until Ctrl-C or SIGTERM.
+
+    Raises:
+        ProsemillError: a port is taken, a server does not start or ends, or the house of this workspace runs already.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), alone(HOUSE_LOCK, "house (`prosemill up`)"), ExitStack() as stack:
+        servers = stack.enter_context(_servers(ports))
+        stack.callback(HOUSE.unlink, missing_ok=True)
+        addresses = {"prefect": f"http://{LOCAL}:{ports.prefect}", "mlflow": f"http://{LOCAL}:{ports.mlflow}"}
+        write_durably(HOUSE, json.dumps(addresses))
+        say(f"Prefect  {addresses['prefect']}  (user and password: {AUTH})")
+        say(f"MLflow   {addresses['mlflow']}")
+        say("Ctrl-C ends them all")
+        while True:
+            time.sleep(1)
+            for name, process in servers.items():
+                if process.poll() is not None:
+                    raise ProsemillError(f"{name} has ended: see the end of {_log(name)}")
+
+
+@contextmanager
+def _servers(ports: Ports) -> Iterator[dict[str, "subprocess.Popen[str]"]]:
+    """All servers, answering."""
+    from prosemill.tracking.server import connect
+
+    for port, option in ((ports.prefect, "--prefect-port"), (ports.mlflow, "--mlflow-port")):
+        _refuse_taken(port, option)
+    connect()  # which makes MLflow's store
+    prefect, mlflow = f"http://{LOCAL}:{ports.prefect}", f"http://{LOCAL}:{ports.mlflow}"
+    os.environ.update(prefect_environment(prefect))
+    os.environ.update(mlflow_environment(ports.mlflow))
+    with ExitStack() as stack:
+        commands = {"prefect-server": server_command(prefect), "mlflow": mlflow_command(ports.mlflow)}
+        servers = {name: stack.enter_context(supervised(command, _log(name))) for name, command in commands.items()}
+        wait_for(f"{prefect}/api/health", servers["prefect-server"], "the Prefect server", _log("prefect-server"))
+        _deploy()
+        worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process"]
+        servers["prefect-worker"] = stack.enter_context(supervised(worker, _log("prefect-worker")))
+        wait_for(f"{mlflow}/health", servers["mlflow"], "MLflow", _log("mlflow"))
+        yield servers
+
+
+def mlflow_command(port: int) -> list[str]:
+    """The command of MLflow's page on this machine alone."""
+    from prosemill.tracking.server import tracking_uri
+
+    return [sys.executable, "-m", "mlflow", "ui", "--host", LOCAL, "--port", str(port), "--backend-store-uri", tracking_uri()]
+
+
+def mlflow_environment(port: int) -> dict[str, str]:
+    """Without a list of hosts MLflow answers to names that a foreign page can point at this machine."""
+    return {"MLFLOW_SERVER_ALLOWED_HOSTS": os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS", f"{LOCAL}:{port},localhost:{port}")}
+
+
+def _deploy() -> None:
+    """Tell the server of the deployments. Raises `ProsemillError` if prefect.yaml does not fit."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+
+    from prosemill.orchestration.runs import close_lost_flow_runs
+
+    with get_client(sync_client=True) as client:
+        close_lost_flow_runs(client)
+        with suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process"))
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
+    finished = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    _log("deploy").write_text(finished.stdout, encoding="utf-8")
+    if finished.returncode != 0:
+        raise ProsemillError(f"{DEPLOYMENTS} cannot be deployed: {finished.stdout[-500:]} (see {_log('deploy')})")
+
+
+def _refuse_taken(port: int, option: str) -> None:
+    try:
+        with socket.create_server((LOCAL, port)):
+            pass
+    except OSError as error:
+        raise ProsemillError(f"port {port} cannot be had ({error.strerror}): free it, or choose another with {option}") from None
+
+
+def _log(name: str) -> Path:
+    return LOGS / f"{name}.log"

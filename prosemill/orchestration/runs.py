@@ -1,0 +1,140 @@
+"""One run of the pipeline at a time in a workspace, and an end for runs that a crash left open.
+
+    with at_work("wait") as lock:
+        ...
+
+A run is known by the lock that its process holds: `.prosemill/runs/<flow run>.lock` for Prefect, `.checkpoints/<fingerprint>.lock` for
+MLflow. Whoever died holds none, so the next run can say on the servers what the dead one could not.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Literal
+from uuid import UUID
+
+from prosemill.locks import BusyError, alone
+from prosemill.workspace import CHECKPOINTS, STATE
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+PIPELINE_LOCK = STATE / "pipeline.lock"
+RUNS = STATE / "runs"
+INTERVAL = 3.0  # seconds between two questions whether the page wants the run to end
+_MARKS = ExitStack()
+ENDED = "its process ended without a word: a crash, a kill or a machine that was switched off; run it again, and it goes on where it was"
+
+
+class CancelledInPage(BaseException):  # no error: as KeyboardInterrupt, it must reach the top
+    """Somebody cancelled the run in the Prefect page."""
+
+
+@contextmanager
+def at_work(if_busy: Literal["wait", "refuse"], on_wait: Callable[[str], None], tick: Callable[[], None]) -> Iterator[int]:
+    """Be the one run of the pipeline in this workspace while the block runs.
+
+    Args:
+        if_busy: What to do while another run is at work.
+        on_wait: Told once who that is, if it is waited for.
+        tick: Called about once a second while waiting; what it raises ends the wait.
+
+    Yields:
+        The lock's file descriptor, for processes that must be gone before another run may begin.
+
+    Raises:
+        BusyError: another run is at work, and it shall not be waited for.
+    """
+    is_told = False
+    while True:
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(alone(PIPELINE_LOCK, "run of the pipeline"))
+            except BusyError as error:
+                if if_busy == "refuse":
+                    raise
+                if not is_told:
+                    on_wait(f"waiting: {error}")
+                is_told = True
+            else:
+                yield file.fileno()
+                return
+        tick()
+        time.sleep(1)
+
+
+def mark(flow_run: UUID) -> None:
+    """Let other processes see, until this one is gone, that the process of a flow run lives.
+
+    Not only until the run's code has ended: Prefect tells its server after that how it went.
+    """
+    _MARKS.enter_context(alone(RUNS / f"{flow_run}.lock", "process of this flow run"))
+
+
+def close_lost_flow_runs(client: "SyncPrefectClient") -> list[str]:
+    """Give flow runs of this workspace whose process is gone their last state; their names."""
+    from prefect.exceptions import ObjectNotFound
+
+    names = []
+    for path in sorted(RUNS.glob("*.lock")):
+        with suppress(BusyError, ObjectNotFound), alone(path, "process of this flow run"):
+            path.unlink()
+            names += _close(client, UUID(path.stem))
+    return names
+
+
+def close_lost_tracked_runs() -> list[str]:
+    """End runs of MLflow that say RUNNING while nobody trains them in this workspace; their names. Going on later opens them again.
+
+    Raises:
+        ProsemillError: the tracking server does not answer.
+    """
+    from prosemill.tracking.run import FINGERPRINT_TAG
+    from prosemill.tracking.server import connect, experiment_id, needing_answers
+
+    client = connect().MlflowClient()
+    names = []
+    with needing_answers():
+        for run in client.search_runs([experiment_id()], "attributes.status = 'RUNNING'"):
+            lock = CHECKPOINTS / f"{run.data.tags.get(FINGERPRINT_TAG)}.lock"
+            if not lock.is_file():
+                continue  # of another workspace
+            with suppress(BusyError), alone(lock, "training"):
+                client.set_terminated(run.info.run_id, "KILLED")
+                names.append(str(run.info.run_name))
+    return names
+
+
+class Cancellation:
+    """Looks from time to time, when called, whether the flow run was cancelled in the page."""
+
+    def __init__(self, client: "SyncPrefectClient", flow_run: UUID) -> None:
+        self._client, self._flow_run, self._next = client, flow_run, 0.0
+
+    def __call__(self) -> None:
+        """Raise `CancelledInPage` if it was. A server that does not answer cancels nothing."""
+        from httpx import HTTPError
+
+        from prosemill.orchestration.page import at_once
+
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + INTERVAL
+        with suppress(HTTPError), at_once():
+            state = self._client.read_flow_run(self._flow_run).state
+            if state is not None and (state.is_cancelling() or state.is_cancelled()):
+                raise CancelledInPage
+
+
+def _close(client: "SyncPrefectClient", flow_run: UUID) -> list[str]:
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.states import Cancelled, Crashed
+
+    run = client.read_flow_run(flow_run)
+    if run.state is None or run.state.is_final():
+        return []
+    for task_run in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))):
+        if task_run.state is None or not task_run.state.is_final():
+            client.set_task_run_state(task_run.id, Crashed(message=ENDED), force=True)
+    client.set_flow_run_state(flow_run, Cancelled() if run.state.is_cancelling() else Crashed(message=ENDED), force=True)
+    return [run.name]

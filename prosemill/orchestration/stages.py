@@ -1,0 +1,144 @@
+"""The stages of dvc.yaml, each run by `dvc repro` in a process group of its own.
+
+reproduce("train", print, seconds=3600)   # "ran", "cached" or "unchanged"
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from prosemill.errors import TRY_AGAIN, ProsemillError
+from prosemill.supervised import run_supervised
+
+PIPELINE = Path("dvc.yaml")
+NUM_LAST_LINES = 50
+
+Result = Literal["ran", "cached", "unchanged"]
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+BAR = re.compile(r"\d+%\||\d+(\.\d+)?(it|B|files?)/s\b|\?it/s")  # of tqdm's bars
+HINTS = ("To track the changes with git", "git add ", "To enable auto staging", "dvc config core.autostage", "Use `dvc push`")
+STATUS = re.compile(r"exited with (-?\d+)")
+KILLED = 128  # exit statuses from here on are those of a shell whose command was killed
+
+
+class CommandFailedError(ProsemillError):
+    """A command that did not end well, in one line (`summary`); the text goes on with the last lines that it printed."""
+
+    def __init__(self, summary: str, last_lines: Sequence[str] = (), *, is_temporary: bool = False, was_killed: bool = False) -> None:
+        super().__init__("\n".join([summary, *([""] if last_lines else []), *last_lines]))
+        self.summary, self.is_temporary, self.was_killed = summary, is_temporary, was_killed
+
+
+def stage_names() -> list[str]:
+    """The stages of dvc.yaml, in the order in which they run.
+
+    Raises:
+        ProsemillError: there is no dvc.yaml here.
+    """
+    try:
+        return list(yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"])
+    except FileNotFoundError:
+        raise ProsemillError(f"{PIPELINE} is missing: run this in the repository's root") from None
+
+
+def reproduce(
+    stage: str,
+    on_line: Callable[[str], None],
+    *,
+    force: bool = False,
+    seconds: float | None = None,
+    tick: Callable[[], None] | None = None,
+    hold: Sequence[int] = (),
+) -> Result:
+    """Bring a stage up to date; those before it must be.
+
+    Args:
+        stage: Its name in dvc.yaml.
+        on_line: Called with every line that it prints, without bars and DVC's hints.
+        force: Whether to run it though nothing has changed.
+        seconds: The most that it may take.
+        tick: As in `run_supervised`.
+        hold: As in `run_supervised`.
+
+    Returns:
+        `ran`; `cached` if its outputs came from an earlier run of the same; `unchanged` if they were here.
+
+    Raises:
+        CommandFailedError: it failed, was killed or took longer.
+    """
+    results: dict[str, Result] = {
+        f"Running stage '{stage}'": "ran",
+        f"Stage '{stage}' is cached": "cached",
+        f"Stage '{stage}' didn't change": "unchanged",
+    }
+    found: list[Result] = []
+
+    def read(line: str) -> None:
+        found.extend(result for beginning, result in results.items() if line.startswith(beginning))
+        on_line(line)
+
+    run_command(
+        stage, ["dvc", "repro", "--single-item", *(["--force"] if force else []), stage], read, seconds=seconds, tick=tick, hold=hold
+    )
+    assert found, f"dvc does not say what it did with {stage}"
+    return found[-1]
+
+
+def run_command(
+    name: str,
+    command: Sequence[str],
+    on_line: Callable[[str], None],
+    *,
+    seconds: float | None = None,
+    tick: Callable[[], None] | None = None,
+    hold: Sequence[int] = (),
+) -> None:
+    """Run a command as `reproduce` does.
+
+    Raises:
+        CommandFailedError: it failed, was killed or took longer; `name` is what the message calls it.
+    """
+    last_lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
+
+    def read(line: str) -> None:
+        shown = readable(line)
+        if shown is not None:
+            last_lines.append(shown)
+            on_line(shown)
+
+    try:
+        code = run_supervised(command, read, seconds=seconds, tick=tick, hold=hold)
+    except TimeoutError:
+        assert seconds is not None
+        raise CommandFailedError(
+            f"{name} took more than {seconds / 3600:g} hours and was stopped: give it more time (`hours`), or run it again to go on",
+            last_lines,
+        ) from None
+    if code != 0:
+        raise _failure(name, code, last_lines)
+
+
+def readable(line: str) -> str | None:
+    """A line as a log should have it; None for bars, blank lines and DVC's hints."""
+    shown = ANSI.sub("", line.rpartition("\r")[2]).rstrip()
+    if not shown.strip() or BAR.search(shown) or shown.lstrip().startswith(HINTS):
+        return None
+    return shown
+
+
+def _failure(name: str, code: int, last_lines: Sequence[str]) -> CommandFailedError:
+    """What the command's own process ended with stands in DVC's last words."""
+    statuses = [int(status) for line in last_lines for status in STATUS.findall(line)]
+    status = statuses[-1] if statuses else code
+    was_killed = status < 0 or status >= KILLED
+    said = [line.removeprefix("error: ") for line in last_lines if line.startswith("error: ")]
+    if was_killed:
+        why = "was killed: run it again to go on where it was; if memory ran out, take less at a time"
+        return CommandFailedError(f"{name} {why}", last_lines, was_killed=True)
+    why = said[-1] if said else next((line for line in reversed(last_lines) if line.startswith("ERROR")), f"exit status {status}")
+    return CommandFailedError(f"{name} failed: {why}", last_lines, is_temporary=status == TRY_AGAIN)

@@ -7,12 +7,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: run test lint ui bench clean help
+.PHONY: run up test lint ui bench clean help
 
 run: $(VENV)/run.done ## Raw text to a registered model: set up, run what has changed, show the result
-	dvc repro
+	python -m flows
 	prosemill report
-	prosemill register
+
+up: $(VENV)/run.done ## All servers of this workspace: Prefect with its deployments, MLflow; Ctrl-C ends them
+	prosemill up
 
 test: $(VENV)/test.done lint ## Linters, types and all tests
 	pytest

@@ -29,21 +29,24 @@ def run(
 def _run(overrides: list[str] | None, force: bool, promote: bool, if_busy: Busy) -> None:
     with prefect_server():
         from httpx import HTTPError
+        from prefect.client.orchestration import get_client
         from prefect.exceptions import PrefectException
 
         from flows.pipeline import pipeline
-        from prosemill.orchestration.runs import CancelledInPage
-        from prosemill.orchestration.stages import CommandFailedError
+        from prosemill.orchestration.runs import CancelledInPage, say_cancelled
 
         try:
-            pipeline(overrides, force, promote, if_busy)
-        except CommandFailedError as error:
-            raise ProsemillError(error.summary) from None  # its last lines have been printed as they came
-        except CancelledInPage:
+            state = pipeline(overrides, force, promote, if_busy, return_state=True)
+        except CancelledInPage as cancelled:
+            with get_client(sync_client=True) as client:
+                say_cancelled(client, *cancelled.args)
             raise ProsemillError("cancelled in the Prefect page; run the same command again to go on") from None
         except (HTTPError, PrefectException) as error:
             lost = "what the stages have made is kept; run the same command again to go on"
             raise ProsemillError(f"the Prefect server at {os.environ['PREFECT_API_URL']} went away ({first_line(error)}): {lost}") from None
+        if not state.is_completed():
+            # The last lines of a stage that failed have been printed as they came.
+            raise ProsemillError((state.message or state.name or "").partition("\n")[0])
 
 
 if __name__ == "__main__":

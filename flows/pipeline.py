@@ -17,10 +17,11 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, ConfigDict, Field
 
+from prosemill.errors import ProsemillError
 from prosemill.orchestration.environment import mlflow_page
 from prosemill.orchestration.experiment import experiment, run_name, save_experiment, uncommitted_changes
 from prosemill.orchestration.page import Page, StageRow, quiet_mistakes
@@ -72,8 +73,15 @@ def pipeline(
     Returns:
         The number of the registered version.
     """
-    logger, run_id, page = get_run_logger(), UUID(flow_run.id), Page()
     quiet_mistakes()
+    try:
+        return _run(overrides or [], force, promote, if_busy, hours or Hours())
+    except ProsemillError as error:
+        return Failed(message=str(error), data=error)
+
+
+def _run(overrides: list[str], force: bool, promote: bool, if_busy: Literal["wait", "refuse"], hours: Hours) -> State[int]:
+    logger, run_id, page = get_run_logger(), UUID(flow_run.id), Page()
     mark(run_id)
     with get_client(sync_client=True) as client:
         tick = Cancellation(client, run_id) if deployment.id is None else _nothing  # else the worker stops the run
@@ -81,14 +89,14 @@ def pipeline(
             for name in (*close_lost_flow_runs(client), *close_lost_tracked_runs()):
                 logger.warning(f"{name} was left open by a crash; it is closed now")
             changes = uncommitted_changes()
-            with experiment(overrides or []):
+            with experiment(overrides):
                 client.update_flow_run(run_id, name=run_name(has_changes=bool(changes)))
                 if changes:
                     logger.warning(f"uncommitted changes go into this run: {', '.join(changes)}")
-                run_stages(page, force, hours or Hours(), lock, tick)
+                run_stages(page, force, hours, lock, tick)
                 if overrides:
                     logger.info(f"kept as an experiment: dvc exp apply {save_experiment(overrides)}")
-                version = register(page, (hours or Hours()).registration, lock, tick)
+                version = register(page, hours.registration, lock, tick)
             verdict = gate(page, version)  # by the workspace's own rules: an experiment does not choose what it is measured by
     if page.unreported:
         logger.warning(f"the Prefect server did not take {', '.join(page.unreported)}: see reports/ and metrics/")

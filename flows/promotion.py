@@ -15,9 +15,10 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 from pydantic import Field
 
+from prosemill.errors import ProsemillError
 from prosemill.orchestration.page import Page, quiet_mistakes
 from prosemill.orchestration.runs import close_lost_flow_runs, mark
 from prosemill.params import Gate, read_section
@@ -47,15 +48,21 @@ def promotion(version: int | None = None, approval: Literal["person", "none"] = 
     Returns:
         Whether it was promoted.
     """
-    logger, page, registry = get_run_logger(), Page(), Registry.open()
     quiet_mistakes()
-    run_id, section = UUID(flow_run.id), read_section("gate", Gate)
+    try:
+        return _run(version, approval, hours)
+    except ProsemillError as error:
+        return Failed(message=str(error), data=error)
+
+
+def _run(version: int | None, approval: Literal["person", "none"], hours: float) -> State[bool]:
+    registry, section, run_id = Registry.open(), read_section("gate", Gate), UUID(flow_run.id)
     mark(run_id)
     with get_client(sync_client=True) as client:
         close_lost_flow_runs(client)
         verdict = examine(registry, section, version)
         client.update_flow_run(run_id, name=f"version {verdict.version}")
-    page.show_verdict(verdict)
+    Page().show_verdict(verdict)
     if not verdict.passed:
         return _refused(f"version {verdict.version} does not pass the gate: {_failed(verdict)}")
     if approval == "person":
@@ -66,7 +73,6 @@ def promotion(version: int | None = None, approval: Literal["person", "none"] = 
     verdict = promote(registry, section, verdict.version)
     if not verdict.passed:  # somebody changed the champion or the gate while the person thought
         return _refused(f"version {verdict.version} does not pass the gate any more: {_failed(verdict)}")
-    logger.info(f"version {verdict.version} is the champion")
     return Completed(name="Promoted", message=f"version {verdict.version} is the champion", data=True)
 
 

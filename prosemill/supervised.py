@@ -91,6 +91,8 @@ def _start(command: Sequence[str], output: int | IO[str], hold: Sequence[int]) -
         stderr=subprocess.STDOUT,
         start_new_session=True,
         pass_fds=hold,
+        # Programs of this environment are found whether or not it was activated.
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"},
         encoding="utf-8",
         errors="replace",
     )

@@ -36,11 +36,16 @@ LOCAL = "127.0.0.1"
 MLFLOW_PORT = 5000
 STARTUP_SECONDS = 120
 HAND_IN_SECONDS = 10
-LOG_FORMATS = {
-    f"PREFECT_LOGGING_FORMATTERS_STANDARD_{kind.upper()}_RUN_FMT": f"%(asctime)s | %(levelname)-7s | %({kind}_run_name)s | %(message)s"
-    for kind in ("flow", "task")
+AT_THE_TERMINAL = {
+    # What a person reads: no names of loggers, and of a server that went away one line at the end, not one for every lost event.
+    "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s | %(levelname)-7s | %(flow_run_name)s | %(message)s",
+    "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(asctime)s | %(levelname)-7s | %(task_run_name)s | %(message)s",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_LOGGERS_PREFECT_EVENTS_LEVEL": "ERROR",
+    # A lost call is tried again for a quarter of a minute, not for two.
+    "PREFECT_CLIENT_MAX_RETRIES": "3",
 }
-"""What a line looks like on the terminal."""
+"""How a flow that is run by hand deals with its server; what the user has set counts more."""
 
 
 @contextmanager
@@ -51,14 +56,16 @@ def prefect_server() -> Iterator[None]:
         ProsemillError: none is there, and none starts.
     """
     assert "prefect" not in sys.modules, "it has read its settings"
+    for name, value in AT_THE_TERMINAL.items():
+        os.environ.setdefault(name, value)
     if os.environ.get("PREFECT_API_URL") or os.environ.get("PREFECT_PROFILE"):
         yield
     elif (house := read_house()) is not None:
-        os.environ.update(prefect_environment(house["prefect"]) | LOG_FORMATS)
+        os.environ.update(prefect_environment(house["prefect"]))
         yield
     else:
         address = f"http://{LOCAL}:{free_port()}"
-        os.environ.update(prefect_environment(address) | LOG_FORMATS)
+        os.environ.update(prefect_environment(address))
         log = LOGS / "prefect-server.log"
         with supervised(server_command(address), log) as process:
             wait_for(f"{address}/api/health", process, "the Prefect server", log)

@@ -134,11 +134,15 @@ class _Bars:
         self._bars[what] = (bar, time.monotonic() + self.INTERVAL)
 
 
-class _WithoutTrace(logging.Filter):
+class _Brief(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        """Keep every record; one on a user's mistake loses its stack trace, as its message says what to do."""
-        if record.exc_info and isinstance(record.exc_info[1], ProsemillError):
-            record.exc_info = None
+        """Keep every record; one on a user's mistake loses its stack trace, one on a failure what was logged before."""
+        if record.exc_info and isinstance(error := record.exc_info[1], ProsemillError):
+            record.msg, record.args, record.exc_info = str(error).partition("\n")[0], (), None
+        elif (text := record.getMessage()).startswith("Finished in state Failed("):
+            record.msg, record.args = text.partition("(")[0], ()
+        elif text.startswith("Task run failed with exception"):
+            record.msg, record.args = text.rpartition(" - ")[2], ()  # "Retry 1/3 will start …"
         return True
 
 
@@ -146,8 +150,8 @@ def quiet_mistakes() -> None:
     """Have Prefect log a user's mistake as its message alone."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)
-        if not any(isinstance(each, _WithoutTrace) for each in logger.filters):
-            logger.addFilter(_WithoutTrace())
+        if not any(isinstance(each, _Brief) for each in logger.filters):
+            logger.addFilter(_Brief())
 
 
 def with_pictures(markdown: str) -> str:

@@ -27,7 +27,7 @@ ENDED = "its process ended without a word: a crash, a kill or a machine that was
 
 
 class CancelledInPage(BaseException):  # no error: as KeyboardInterrupt, it must reach the top
-    """Somebody cancelled the run in the Prefect page."""
+    """Somebody cancelled the run in the Prefect page. Its argument is the flow run's id."""
 
 
 @contextmanager
@@ -105,6 +105,13 @@ def close_lost_tracked_runs() -> list[str]:
     return names
 
 
+def say_cancelled(client: "SyncPrefectClient", flow_run: UUID) -> None:
+    """Give a flow run that was cancelled in the page its last state; Prefect would call it crashed."""
+    from prefect.states import Cancelled
+
+    client.set_flow_run_state(flow_run, Cancelled(), force=True)
+
+
 class Cancellation:
     """Looks from time to time, when called, whether the flow run was cancelled in the page."""
 
@@ -123,7 +130,7 @@ class Cancellation:
         with suppress(HTTPError), at_once():
             state = self._client.read_flow_run(self._flow_run).state
             if state is not None and (state.is_cancelling() or state.is_cancelled()):
-                raise CancelledInPage
+                raise CancelledInPage(self._flow_run)
 
 
 def _close(client: "SyncPrefectClient", flow_run: UUID) -> list[str]:

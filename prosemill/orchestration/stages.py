@@ -21,7 +21,14 @@ Result = Literal["ran", "cached", "unchanged"]
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 BAR = re.compile(r"\d+%\||\d+(\.\d+)?(it|B|files?)/s\b|\?it/s")  # of tqdm's bars
-HINTS = ("To track the changes with git", "git add ", "To enable auto staging", "dvc config core.autostage", "Use `dvc push`")
+HINTS = (
+    "Data and pipelines are up to date",
+    "To track the changes with git",
+    "git add ",
+    "To enable auto staging",
+    "dvc config core.autostage",
+    "Use `dvc push`",
+)
 STATUS = re.compile(r"exited with (-?\d+)")
 KILLED = 128  # exit statuses from here on are those of a shell whose command was killed
 

@@ -10,6 +10,7 @@ one of DVC's experiments: a commit that holds its params, which a registered ver
 
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ def experiment(overrides: Sequence[str]) -> Iterator[None]:
         return
     text = compose(overrides)
     write_durably(COMPOSED_DIGEST, sha256_of_value(text))
-    write_durably(OWN, PARAMS.read_text(encoding="utf-8"))
+    write_durably(OWN, _text(PARAMS))
     try:
         write_durably(PARAMS, text)
         yield
@@ -55,7 +56,7 @@ def restore_params() -> None:
     """Bring the user's params.yaml back, if an experiment stands in its place."""
     if not OWN.is_file():
         return
-    if sha256_of_value(PARAMS.read_text(encoding="utf-8")) == COMPOSED_DIGEST.read_text(encoding="utf-8"):
+    if sha256_of_value(_text(PARAMS)) == COMPOSED_DIGEST.read_text(encoding="utf-8"):
         OWN.replace(PARAMS)
     elif sha256_of_file(PARAMS) == sha256_of_file(OWN):
         OWN.unlink()
@@ -79,10 +80,13 @@ def compose(overrides: Sequence[str]) -> str:
         path = Path(scratch) / PARAMS.name
         try:
             compose_and_dump(path, str(EXPERIMENTS.absolute()), None, "default", str(Path(".dvc/plugins").absolute()), list(overrides))
-        except (HydraException, OmegaConfBaseException, OSError) as error:
+        except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
             raise ProsemillError(f"the experiment {' '.join(overrides)!r} cannot be had: {_explain(error)}") from None
         text = path.read_text(encoding="utf-8")
     values = yaml.safe_load(text)
+    missing = [name for name in SECTIONS if name not in values]
+    if missing:
+        raise ProsemillError(f"the experiment {' '.join(overrides)!r} takes the section `{missing[0]}` away, which is needed")
     for name in values:
         if name not in SECTIONS:
             raise ProsemillError(f"unknown section `{name}`: choose from {', '.join(SECTIONS)}, or a group of {EXPERIMENTS}/")
@@ -98,16 +102,18 @@ def save_experiment(overrides: Sequence[str]) -> str:
         ProsemillError: DVC cannot.
     """
     name = experiment_name(overrides)
-    command = ["dvc", "exp", "save", "--quiet", "--force", "--name", name]
+    command = [sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", name]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
-        raise ProsemillError(f"the experiment {name} cannot be kept: {' '.join(finished.stderr.split())}")
+        why = next((line for line in finished.stderr.splitlines() if line.startswith("ERROR")), f"exit status {finished.returncode}")
+        raise ProsemillError(f"the experiment {name} cannot be kept: {why}")
     return name
 
 
 def experiment_name(overrides: Sequence[str]) -> str:
     """A name that git accepts: the overrides themselves, as far as they are short."""
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(overrides)).strip("-.").replace("..", ".")
+    name = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(overrides))).strip("-.") or "experiment"
+    name = re.sub(r"\.lock$", "-lock", name)  # which git keeps for itself
     return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}-{sha256_of_value(list(overrides))[:8]}"
 
 
@@ -123,6 +129,11 @@ def run_name(*, has_changes: bool) -> str:
     download = read_section("download", Download)
     commit = git_state(Path.cwd())["git_commit"][:7]
     return f"{download.model.name} on {download.corpus.name} @ {commit}" + (" + changes" if has_changes else "")
+
+
+def _text(path: Path) -> str:
+    """The file's text with its own line ends."""
+    return path.read_bytes().decode("utf-8")
 
 
 def _explain(error: Exception) -> str:

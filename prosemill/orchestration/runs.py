@@ -77,9 +77,10 @@ def close_lost_flow_runs(client: "SyncPrefectClient") -> list[str]:
 
     names = []
     for path in sorted(RUNS.glob("*.lock")):
-        with suppress(BusyError, ObjectNotFound), alone(path, "process of this flow run"):
-            path.unlink()
-            names += _close(client, UUID(path.stem))
+        with suppress(BusyError), alone(path, "process of this flow run"):
+            with suppress(ObjectNotFound):
+                names += _close(client, UUID(path.stem))
+            path.unlink()  # last: what the server did not take is left to the next run
     return names
 
 

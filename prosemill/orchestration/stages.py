@@ -20,7 +20,7 @@ NUM_LAST_LINES = 50
 Result = Literal["ran", "cached", "unchanged"]
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-BAR = re.compile(r"\d+%\||\d+(\.\d+)?(it|B|files?)/s\b|\?it/s")  # of tqdm's bars
+BAR = re.compile(r"\d+%\||\[(\d+:)+\d\d[<,]")  # of tqdm, which ends in times in brackets
 HINTS = (
     "Data and pipelines are up to date",
     "To track the changes with git",
@@ -30,7 +30,7 @@ HINTS = (
     "Use `dvc push`",
 )
 STATUS = re.compile(r"exited with (-?\d+)")
-KILLED = 128  # exit statuses from here on are those of a shell whose command was killed
+KILLED = range(129, 193)  # exit statuses of a shell whose command was killed: 128 and the signal's number
 
 
 class CommandFailedError(ProsemillError):
@@ -142,7 +142,7 @@ def _failure(name: str, code: int, last_lines: Sequence[str]) -> CommandFailedEr
     """What the command's own process ended with stands in DVC's last words."""
     statuses = [int(status) for line in last_lines for status in STATUS.findall(line)]
     status = statuses[-1] if statuses else code
-    was_killed = status < 0 or status >= KILLED
+    was_killed = status < 0 or status in KILLED
     said = [line.removeprefix("error: ") for line in last_lines if line.startswith("error: ")]
     if was_killed:
         why = "was killed: run it again to go on where it was; if memory ran out, take less at a time"

@@ -75,8 +75,7 @@ def _servers(ports: Ports) -> Iterator[dict[str, "subprocess.Popen[str]"]]:
     """All servers, answering."""
     from prosemill.tracking.server import connect
 
-    for port, option in ((ports.prefect, "--prefect-port"), (ports.mlflow, "--mlflow-port")):
-        _refuse_taken(port, option)
+    _refuse_wrong(ports)
     connect()  # which makes MLflow's store
     prefect, mlflow = f"http://{LOCAL}:{ports.prefect}", f"http://{LOCAL}:{ports.mlflow}"
     os.environ.update(prefect_environment(prefect))
@@ -117,18 +116,38 @@ def _deploy() -> None:
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process"))
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
-    finished = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    finished = subprocess.run(
+        command,
+        env=os.environ | {"PWD": str(Path.cwd())},  # which prefect.yaml names, and which is a shell's, not this process's
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
     _log("deploy").write_text(finished.stdout, encoding="utf-8")
     if finished.returncode != 0:
-        raise ProsemillError(f"{DEPLOYMENTS} cannot be deployed: {finished.stdout[-500:]} (see {_log('deploy')})")
+        raise ProsemillError(f"{DEPLOYMENTS} cannot be deployed: {_explain(finished.stdout)}; see {_log('deploy')}")
 
 
-def _refuse_taken(port: int, option: str) -> None:
-    try:
-        with socket.create_server((LOCAL, port)):
-            pass
-    except OSError as error:
-        raise ProsemillError(f"port {port} cannot be had ({error.strerror}): free it, or choose another with {option}") from None
+def _explain(output: str) -> str:
+    """The last deployment that Prefect names, and what it says of it, without the frames that it draws."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in output.splitlines()]
+    text = " ".join(line for line in lines if line and not line.startswith("For further information"))
+    return text.rpartition("Deploying ")[2]
+
+
+def _refuse_wrong(ports: Ports) -> None:
+    options = {"--prefect-port": ports.prefect, "--mlflow-port": ports.mlflow}
+    if len(set(options.values())) < len(options):
+        raise ProsemillError(f"{' and '.join(options)} are both {ports.prefect}: give each a port of its own")
+    for option, port in options.items():
+        try:
+            with socket.create_server((LOCAL, port or -1)):  # with 0 the system would choose one
+                pass
+        except (OSError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "ports are 1 to 65535"
+            raise ProsemillError(f"port {port} cannot be had ({reason}): free it, or choose another with {option}") from None
 
 
 def _log(name: str) -> Path:

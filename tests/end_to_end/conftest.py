@@ -20,18 +20,18 @@ class Clone:
 
     def __init__(self, folder: Path, spy: Path | None = None) -> None:
         self.folder = folder
-        self._environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
-        self._environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
+        self.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         identity = {f"GIT_{role}_{what}": f"{what}@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-        self._environment |= identity
+        self.environment |= identity
         if spy is not None:
             (spy / "sitecustomize.py").write_text(SPY, encoding="utf-8")
-            self._environment |= {"PYTHONPATH": str(spy), "SPY_REPORT": str(spy / "report")}
+            self.environment |= {"PYTHONPATH": str(spy), "SPY_REPORT": str(spy / "report")}
 
     def run(self, *command: str, fails: bool = False) -> str:
         """Run a command to its end and return what it printed; the test fails if it does not end as expected."""
         finished = subprocess.run(
-            command, cwd=self.folder, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
         assert (finished.returncode != 0) == fails, finished.stdout
         return finished.stdout

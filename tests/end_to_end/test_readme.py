@@ -12,7 +12,7 @@ from prosemill.evaluation import print_table
 from tests.end_to_end.conftest import ROOT, Clone
 
 # What sets up an environment is tried dry: the environment of the tests is the one it would make.
-DRY = {"make run": ("make", "--dry-run", "run"), "make test": ("make", "--dry-run", "test"), "make ui": ("make", "--dry-run", "ui")}
+DRY = {f"make {target}": ("make", "--dry-run", target) for target in ("run", "test", "ui", "up")}
 NOT_COMMANDS = ("git clone ", "source ")
 
 
@@ -74,7 +74,7 @@ def test_a_local_folder_of_the_hubs_format_can_be_named_as_the_readme_says(clone
         clone.repro()
 
 
-@pytest.mark.parametrize("target", ["run", "test", "lint", "ui", "bench", "clean", "help"])
+@pytest.mark.parametrize("target", ["run", "up", "test", "lint", "ui", "bench", "clean", "help"])
 def test_make_knows_its_targets(clone: Clone, target: str) -> None:
     assert clone.run("make", "--dry-run", target)
 

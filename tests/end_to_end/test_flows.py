@@ -1,0 +1,265 @@
+"""The pipeline as a flow, run by `python -m flows` in a clone: what its page gets, and what is left of it when it is ended in every way."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import pytest
+
+from tests.end_to_end.conftest import Clone, make_clone
+from tests.end_to_end.prefect_api import PrefectApi, client_environment, serving
+
+STAGES = ["download", "tokenize", "group", "train", "evaluate"]
+LONG = ("-S", "train.max_steps=30000")  # some minutes of training
+SECONDS = 90  # for what takes a few
+
+
+class Workspace:
+    """A clone and the Prefect server that its flows report to."""
+
+    def __init__(self, clone: Clone, api: PrefectApi) -> None:
+        self.clone, self.api = clone, api
+        self.environment = clone.environment | client_environment(api, clone.folder)
+
+    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        """Start the pipeline's flow; its output goes to the file `output` as well as it can be read while it runs."""
+        with (self.clone.folder / ".prosemill/output").open("w", encoding="utf-8") as output:
+            command = [sys.executable, "-m", "flows", *arguments]
+            folder, variables = self.clone.folder, self.environment | environment
+            return subprocess.Popen(command, cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT, text=True)
+
+    def output(self) -> str:
+        """What the flow that was started last has printed so far."""
+        return (self.clone.folder / ".prosemill/output").read_text(encoding="utf-8")
+
+    def run(self, *arguments: str, fails: bool = False, **environment: str) -> str:
+        """Run the pipeline's flow to its end; what it printed."""
+        process = self.start(*arguments, **environment)
+        code = process.wait(10 * SECONDS)
+        assert (code != 0) == fails, self.output()
+        return self.output()
+
+    def wait_for(self, text: str) -> None:
+        """Wait until the flow that was started last has printed a text."""
+        wait_until(lambda: text in self.output(), f"{text!r} is not printed: {self.output()}")
+
+    def newest(self) -> dict[str, Any]:
+        """The flow run that was started last."""
+        return self.api.flow_runs()[0]
+
+
+def wait_until(condition: Callable[[], bool], failure: str) -> None:
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, failure
+        time.sleep(0.1)
+
+
+def living(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def none_lives_after_ten_seconds(processes: list[psutil.Process]) -> None:
+    end = time.monotonic() + 10
+    while living(processes) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert living(processes) == []
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """A clone of this module's own, in which the flow has run once."""
+    spy = tmp_path_factory.mktemp("spy")
+    clone = make_clone(tmp_path_factory.mktemp("flows") / "clone", spy)
+    with serving(clone.folder, clone.environment) as (api, _):
+        workspace = Workspace(clone, api)
+        workspace.run()
+        yield workspace
+    assert not (spy / "report").exists(), (spy / "report").read_text(encoding="utf-8")
+
+
+def test_the_first_run_runs_everything_and_its_page_shows_it(workspace: Workspace) -> None:
+    (first,) = [run for run in workspace.api.flow_runs() if run["state"]["message"].startswith("version 1 is registered")]
+    commit = workspace.clone.run("git", "rev-parse", "--short=7", "HEAD").strip()
+    assert first["name"] == f"tiny on python-300 @ {commit}"
+    assert first["state"]["message"] == "version 1 is registered and passes the gate"
+    assert workspace.api.task_states(first["id"]) == dict.fromkeys([*STAGES, "register", "gate"], "Completed")
+    artifacts = workspace.api.artifacts(first["id"])
+    stages = json.loads(artifacts["stages"]["data"])
+    assert [(row["stage"], row["result"]) for row in stages] == [(stage, "ran") for stage in STAGES]
+    assert artifacts["train-progress"]["data"] == 100
+    assert {"metrics", "report", "gate", "mlflow-run", "registered-version", "tokenize-progress"} <= set(artifacts)
+    assert json.loads(artifacts["metrics"]["data"])[0]["metric"] == "bits per byte"
+    assert artifacts["report"]["data"].count("](data:image/png;base64,") == 3
+    assert "| bits per byte |" in artifacts["gate"]["data"]
+
+
+def test_the_page_gets_the_stages_lines_without_bars(workspace: Workspace) -> None:
+    (first,) = [run for run in workspace.api.flow_runs() if run["state"]["message"].startswith("version 1 is registered")]
+    lines = workspace.api.logs(first["id"])
+    assert "> python -m stages.train" in lines
+    assert any(line.startswith("train: 20/20 steps") for line in lines)
+    assert not [line for line in lines if "%|" in line or "\r" in line]
+
+
+def test_without_a_server_it_runs_on_one_of_its_own_and_leaves_nothing_behind(workspace: Workspace) -> None:
+    clone = workspace.clone
+    command, output = [sys.executable, "-m", "flows"], clone.folder / ".prosemill/output"
+    with output.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(command, cwd=clone.folder, env=clone.environment, stdout=file, stderr=subprocess.STDOUT, text=True)
+    wait_until(lambda: "page of this run" in workspace.output(), "no server of its own")
+    processes = psutil.Process(process.pid).children(recursive=True)
+    assert any("server" in each.cmdline() for each in processes)
+    assert process.wait(SECONDS) == 0, workspace.output()
+    assert workspace.output().count("Finished in state Unchanged") == len(STAGES)
+    assert "Error" not in workspace.output(), "nothing waits to be reported when the server ends"
+    assert living(processes) == []
+
+
+def test_an_experiment_comes_and_goes_and_its_version_points_to_its_commit(workspace: Workspace) -> None:
+    clone = workspace.clone
+    params = (clone.folder / "params.yaml").read_bytes()
+    output = workspace.run("-S", "train.max_steps=21")
+    assert "dvc exp apply train.max-steps-21" in output
+    assert (clone.folder / "params.yaml").read_bytes() == params
+    run = workspace.newest()
+    assert workspace.api.task_states(run["id"])["group"] == "Unchanged"
+    assert workspace.api.task_states(run["id"])["train"] == "Completed"
+    client = mlflow.MlflowClient(f"sqlite:///{clone.folder}/.prosemill/mlflow/mlflow.db")
+    tags = client.get_model_version("prosemill", "2").tags
+    assert tags["prosemill.git_dirty"] == "false"
+    assert "max_steps: 21" in clone.run("git", "show", f"{tags['prosemill.git_commit']}:params.yaml")
+    workspace.run()
+    assert workspace.api.task_states(workspace.newest()["id"])["train"] == "Cached", "what was trained before comes back"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (("-S", "model=nosuch"), "Could not find 'model/nosuch'"),
+        (("-S", "train.max_stepss=3"), "Could not override 'train.max_stepss'"),
+        (("-S", "train.max_steps=many"), "`train.max_steps`"),
+    ],
+)
+def test_a_wrong_experiment_is_one_line_and_changes_nothing(workspace: Workspace, overrides: tuple[str, ...], fault: str) -> None:
+    output = workspace.run(*overrides, fails=True)
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert fault in line
+    assert "Traceback" not in output
+    assert fault in workspace.newest()["state"]["message"]
+    assert workspace.clone.run("git", "status", "--porcelain", "params.yaml") == ""
+
+
+def test_uncommitted_changes_are_shown_and_recorded(workspace: Workspace) -> None:
+    folder = workspace.clone.folder
+    before = (folder / "README.md").read_bytes()
+    try:
+        (folder / "README.md").write_text("changed", encoding="utf-8")
+        output = workspace.run()
+    finally:
+        (folder / "README.md").write_bytes(before)
+    assert "uncommitted changes go into this run: README.md" in output
+    assert workspace.newest()["name"].endswith(" + changes")
+
+
+def test_a_stage_that_fails_has_its_last_lines_in_the_message(workspace: Workspace) -> None:
+    output = workspace.run("-S", "train.learning_rate=1e30", fails=True)
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: train failed: the training loss is nan")
+    assert "Traceback" not in output
+    message = workspace.newest()["state"]["message"]
+    assert message.startswith("train failed: the training loss is nan")
+    assert "> python -m stages.train" in message
+    stages = json.loads(workspace.api.artifacts(workspace.newest()["id"])["stages"]["data"])
+    assert [(row["stage"], row["result"]) for row in stages[-2:]] == [("group", "unchanged"), ("train", "failed")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_flow_that_is_ended_leaves_no_process_and_is_gone_on_with(workspace: Workspace, number: signal.Signals) -> None:
+    process = workspace.start(*LONG)
+    workspace.wait_for("/30,000 steps")
+    ended, processes = workspace.newest()["id"], psutil.Process(process.pid).children(recursive=True)
+    assert any("stages.train" in " ".join(each.cmdline()) for each in processes)
+    process.send_signal(number)
+    none_lives_after_ten_seconds(processes)
+    assert process.wait(SECONDS) != 0
+    again = workspace.start(*LONG)
+    workspace.wait_for("going on from the checkpoint of step")
+    state = workspace.api.call("GET", f"/flow_runs/{ended}")["state"]
+    assert state["type"] == "CRASHED", "a run that was left open is closed by the next"
+    assert "RUNNING" not in {run["state"]["type"] for run in workspace.api.flow_runs()[1:]}
+    again.terminate()
+    again.wait(SECONDS)
+
+
+def test_a_run_that_is_cancelled_in_the_page_ends(workspace: Workspace) -> None:
+    process = workspace.start(*LONG)
+    workspace.wait_for("/30,000 steps")
+    run, processes = workspace.newest()["id"], psutil.Process(process.pid).children(recursive=True)
+    workspace.api.call("POST", f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
+    none_lives_after_ten_seconds(processes)
+    assert process.wait(SECONDS) == 1
+    assert "error: cancelled in the Prefect page" in workspace.output()
+    assert workspace.api.call("GET", f"/flow_runs/{run}")["state"]["type"] == "CANCELLED"
+
+
+def test_a_second_run_waits_or_is_refused(workspace: Workspace) -> None:
+    first = workspace.start(*LONG)
+    workspace.wait_for("/30,000 steps")
+    output = workspace.run("--if-busy", "refuse", fails=True)
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: another run of the pipeline is at work (process {first.pid} since ")
+    second = workspace.start()
+    workspace.wait_for(f"waiting: another run of the pipeline is at work (process {first.pid}")
+    first.terminate()
+    first.wait(SECONDS)
+    assert second.wait(SECONDS) == 0, workspace.output()
+
+
+def test_a_stage_over_its_time_is_stopped(workspace: Workspace) -> None:
+    script = "from flows.pipeline import Hours, pipeline; pipeline(['train.max_steps=30000'], hours=Hours(train=0.003))"
+    finished = subprocess.run(
+        [sys.executable, "-c", script], cwd=workspace.clone.folder, env=workspace.environment, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode != 0
+    assert "train took more than 0.003 hours and was stopped" in finished.stderr
+    assert not [each for each in psutil.process_iter(["cmdline"]) if is_training_in(each, workspace.clone.folder)]
+
+
+def test_a_download_without_network_is_tried_again(workspace: Workspace) -> None:
+    process = workspace.start("-S", "model=smollm2-hub", "-S", "corpus=python-300", HF_ENDPOINT="http://127.0.0.1:9")
+    workspace.wait_for("Retry 1/3 will start 10 second(s) from now")
+    process.terminate()
+    process.wait(SECONDS)
+    assert "no network" in workspace.output()
+
+
+def test_a_server_that_goes_away_costs_no_training(workspace: Workspace) -> None:
+    clone = workspace.clone
+    with serving(clone.folder, clone.environment) as (api, server):
+        there = Workspace(clone, api)
+        process = there.start("-S", "train.max_steps=300")
+        there.wait_for("/300 steps")
+        for each in psutil.Process(server.pid).children(recursive=True):
+            each.kill()
+        code = process.wait(4 * SECONDS)
+    output = there.output()
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert code == 1
+    assert "went away" in line
+    output = workspace.run("-S", "train.max_steps=300")
+    assert "Stage 'train' didn't change" in output, "the training was not lost"
+
+
+def is_training_in(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return "stages.train" in " ".join(process.info["cmdline"] or []) and process.cwd() == str(folder)
+    except psutil.Error:
+        return False

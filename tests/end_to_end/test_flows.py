@@ -48,17 +48,17 @@ class Workspace:
 
     def wait_for(self, text: str) -> None:
         """Wait until the flow that was started last has printed a text."""
-        wait_until(lambda: text in self.output(), f"{text!r} is not printed: {self.output()}")
+        wait_until(lambda: text in self.output(), lambda: f"{text!r} is not printed: {self.output()}")
 
     def newest(self) -> dict[str, Any]:
         """The flow run that was started last."""
         return self.api.flow_runs()[0]
 
 
-def wait_until(condition: Callable[[], bool], failure: str) -> None:
+def wait_until(condition: Callable[[], bool], failure: Callable[[], str]) -> None:
     end = time.monotonic() + SECONDS
     while not condition():
-        assert time.monotonic() < end, failure
+        assert time.monotonic() < end, failure()
         time.sleep(0.1)
 
 
@@ -114,7 +114,7 @@ def test_without_a_server_it_runs_on_one_of_its_own_and_leaves_nothing_behind(wo
     command, output = [sys.executable, "-m", "flows"], clone.folder / ".prosemill/output"
     with output.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(command, cwd=clone.folder, env=clone.environment, stdout=file, stderr=subprocess.STDOUT, text=True)
-    wait_until(lambda: "page of this run" in workspace.output(), "no server of its own")
+    wait_until(lambda: "page of this run" in workspace.output(), workspace.output)
     processes = psutil.Process(process.pid).children(recursive=True)
     assert any("server" in each.cmdline() for each in processes)
     assert process.wait(SECONDS) == 0, workspace.output()
@@ -234,7 +234,7 @@ def test_a_stage_over_its_time_is_stopped(workspace: Workspace) -> None:
 
 
 def test_a_download_without_network_is_tried_again(workspace: Workspace) -> None:
-    process = workspace.start("-S", "model=smollm2-hub", "-S", "corpus=python-300", HF_ENDPOINT="http://127.0.0.1:9")
+    process = workspace.start("-S", "model=smollm2-hub", "-S", "corpus=python-300", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
     workspace.wait_for("Retry 1/3 will start 10 second(s) from now")
     process.terminate()
     process.wait(SECONDS)

@@ -235,7 +235,7 @@ def test_a_command_in_the_background_ends_with_the_block(workspace: Path) -> Non
     log = Path("logs/command.log")
     for _ in range(2):
         num_before = len(log.read_text()) if log.is_file() else 0
-        with supervised(shell("echo $$; sleep 120; true"), log) as process:
+        with supervised(shell("echo $$; exec sleep 120"), log) as process:
             wait_until(partial(has_grown, log, num_before))
             assert process.poll() is None
         assert process.returncode == 128 + signal.SIGTERM

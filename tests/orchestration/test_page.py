@@ -307,5 +307,7 @@ def test_a_failed_state_is_logged_without_what_was_logged_before(monkeypatch: py
     monkeypatch.setattr(logging.getLogger(name), "filters", [])
     quiet_mistakes()
     assert logged(None, "Finished in state Failed('no text: give it some\\n50 lines')", monkeypatch, name) == "Finished in state Failed\n"
+    retry = "Task run failed with exception: CommandFailedError('no text\\n50 lines') - Retry 1/3 will start 10 second(s) from now"
+    assert logged(None, retry, monkeypatch, name) == "Retry 1/3 will start 10 second(s) from now\n"
     for text in ("Finished in state Completed('version 3')", "5 % of (them)"):
         assert logged(None, text, monkeypatch, name) == f"{text}\n"

@@ -332,8 +332,17 @@ def test_a_run_sees_that_it_was_cancelled_in_the_page(client: "SyncPrefectClient
     states: list[State[None]] = [Cancelling(), Cancelled()]
     for state in states:
         client.set_flow_run_state(flow_run, state, force=True)
-        with pytest.raises(CancelledInPage):
+        with pytest.raises(CancelledInPage) as raised:
             look()
+        assert raised.value.args == (flow_run,)
+
+
+def test_a_run_that_was_cancelled_in_the_page_says_so_at_the_end(client: "SyncPrefectClient") -> None:
+    from prefect.states import Crashed
+
+    flow_run = left_open(client, Crashed())  # as Prefect calls it
+    runs.say_cancelled(client, flow_run)
+    assert state_of(client, flow_run) == "Cancelled"
 
 
 def test_a_run_looks_from_time_to_time_whether_it_was_cancelled(client: "SyncPrefectClient") -> None:

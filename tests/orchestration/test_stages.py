@@ -162,6 +162,7 @@ def test_another_command_fails_as_a_stage_does() -> None:
         "Downloading 1.20MB [00:01, 900kB/s]",
         "2it [00:05, 2.50s/it]",
         "Generating train split: 1000 examples [00:01, 812.50 examples/s]",
+        "Data and pipelines are up to date.",
         "To track the changes with git, run:",
         "\tgit add dvc.lock",
         "To enable auto staging, run:",

@@ -8,9 +8,9 @@ params.yaml. The user's own comes back when the block ends, or at the next start
 one of DVC's experiments: a commit that holds its params, which a registered version can point to.
 """
 
+import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -96,18 +96,35 @@ def compose(overrides: Sequence[str]) -> str:
 
 
 def save_experiment(overrides: Sequence[str]) -> str:
-    """Keep the workspace as one of DVC's experiments; its name. `dvc exp show` lists it, `dvc exp apply` brings it back.
+    """Keep the tracked files as one of DVC's experiments; its name. `dvc exp show` lists it, `dvc exp apply` brings it back.
+
+    By git alone: `dvc exp save` writes into dvc.lock that every stage has run, also where code was changed since. A name ends in a
+    digest of what it holds, so that an experiment that a version points to is never replaced.
 
     Raises:
-        ProsemillError: DVC cannot.
+        ProsemillError: git cannot.
     """
-    name = experiment_name(overrides)
-    command = [sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", name]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    if finished.returncode != 0:
-        why = next((line for line in finished.stderr.splitlines() if line.startswith("ERROR")), f"exit status {finished.returncode}")
-        raise ProsemillError(f"the experiment {name} cannot be kept: {why}")
+    with tempfile.TemporaryDirectory(prefix="prosemill-") as scratch:
+        identity = {f"GIT_{role}_{what}": "prosemill" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        environment = os.environ | identity | {"GIT_INDEX_FILE": str(Path(scratch) / "index")}  # the user's own index stays as it is
+        head = _git("rev-parse", "HEAD", environment=environment)
+        _git("read-tree", head, environment=environment)
+        _git("add", "--update", ":/", environment=environment)
+        tree = _git("write-tree", environment=environment)
+        name = f"{experiment_name(overrides)}-{tree[:7]}"
+        references = _git("for-each-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", environment=environment)
+        if not references:
+            commit = _git("commit-tree", "-p", head, "-m", f"Experiment: {' '.join(overrides)}", tree, environment=environment)
+            _git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", commit, environment=environment)
     return name
+
+
+def _git(*arguments: str, environment: dict[str, str]) -> str:
+    finished = subprocess.run(["git", *arguments], env=environment, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        why = " ".join(finished.stderr.split()) or f"exit status {finished.returncode}"
+        raise ProsemillError(f"the experiment cannot be kept: `git {arguments[0]}` says {why}")
+    return finished.stdout.strip()
 
 
 def experiment_name(overrides: Sequence[str]) -> str:

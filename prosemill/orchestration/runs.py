@@ -108,9 +108,11 @@ def close_lost_tracked_runs() -> list[str]:
 
 def say_cancelled(client: "SyncPrefectClient", flow_run: UUID) -> None:
     """Give a flow run that was cancelled in the page its last state; Prefect would call it crashed."""
+    from prefect.exceptions import ObjectNotFound
     from prefect.states import Cancelled
 
-    client.set_flow_run_state(flow_run, Cancelled(), force=True)
+    with suppress(ObjectNotFound):  # it was deleted
+        client.set_flow_run_state(flow_run, Cancelled(), force=True)
 
 
 class Cancellation:
@@ -122,6 +124,7 @@ class Cancellation:
     def __call__(self) -> None:
         """Raise `CancelledInPage` if it was. A server that does not answer cancels nothing."""
         from httpx import HTTPError
+        from prefect.exceptions import ObjectNotFound
 
         from prosemill.orchestration.page import at_once
 
@@ -129,7 +132,10 @@ class Cancellation:
             return
         self._next = time.monotonic() + INTERVAL
         with suppress(HTTPError), at_once():
-            state = self._client.read_flow_run(self._flow_run).state
+            try:
+                state = self._client.read_flow_run(self._flow_run).state
+            except ObjectNotFound:  # deleted while it works
+                raise CancelledInPage(self._flow_run) from None
             if state is not None and (state.is_cancelling() or state.is_cancelled()):
                 raise CancelledInPage(self._flow_run)
 

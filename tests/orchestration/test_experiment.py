@@ -288,25 +288,37 @@ def test_an_experiment_is_kept_as_a_commit_that_registering_finds(own: bytes, re
 
 
 def test_a_kept_experiment_can_be_brought_back(own: bytes, repository: Callable[..., str]) -> None:
-    for max_steps in (7, 8):  # the same again takes the place of what was kept
-        Path("code.py").write_text(f"{max_steps}\n", encoding="utf-8")
+    names = []
+    for text in ("7\n", "8\n"):
+        Path("code.py").write_text(text, encoding="utf-8")
         with experiment(OVERRIDES):
+            names.append(save_experiment(OVERRIDES))
+    assert names[0] != names[1], "what was kept first is kept"
+    subprocess.run(["dvc", "exp", "apply", "--quiet", names[0]], check=True)
+    assert (values()["train"]["max_steps"], Path("code.py").read_text(encoding="utf-8")) == (7, "7\n")
+
+
+def test_keeping_the_same_again_keeps_its_commit(own: bytes, repository: Callable[..., str]) -> None:
+    head = repository("rev-parse", "HEAD")
+    commits = []
+    for second in (1, 2):
+        with experiment(OVERRIDES), pytest.MonkeyPatch.context() as patch:
+            patch.setenv("GIT_COMMITTER_DATE", f"2026-01-01T00:00:0{second}Z")
             name = save_experiment(OVERRIDES)
-    subprocess.run(["dvc", "exp", "apply", "--quiet", name], check=True)
-    assert (values()["train"]["max_steps"], Path("code.py").read_text(encoding="utf-8")) == (7, "8\n")
+        commits.append(repository("rev-parse", f"refs/exps/{head[:2]}/{head[2:]}/{name}"))
+    assert commits[0] == commits[1], "a version may point to it"
 
 
-def test_an_experiment_is_kept_though_the_environment_is_not_activated(
-    own: bytes, repository: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", os.pathsep.join(set(os.environ["PATH"].split(os.pathsep)) - {str(Path(sys.executable).parent)}))
+def test_keeping_an_experiment_takes_nothing_for_run_that_was_not(own: bytes, repository: Callable[..., str]) -> None:
+    lock, status = Path("dvc.lock").read_bytes(), repository("status", "--porcelain")
     with experiment(OVERRIDES):
-        assert save_experiment(OVERRIDES)
+        save_experiment(OVERRIDES)
+    assert Path("dvc.lock").read_bytes() == lock
+    assert repository("status", "--porcelain") == status, "the user's index is left alone too"
 
 
-def test_an_experiment_that_cannot_be_kept_is_one_line(own: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    with pytest.raises(ProsemillError, match=r"^the experiment model-tiny cannot be kept: ERROR: .*$"):
+def test_an_experiment_that_cannot_be_kept_is_one_line(own: bytes) -> None:
+    with pytest.raises(ProsemillError, match=r"^the experiment cannot be kept: `git rev-parse` says .*$"):
         save_experiment(["model=tiny"])
 
 

@@ -337,6 +337,13 @@ def test_a_run_sees_that_it_was_cancelled_in_the_page(client: "SyncPrefectClient
         assert raised.value.args == (flow_run,)
 
 
+def test_a_run_that_was_deleted_in_the_page_ends_as_a_cancelled_one(client: "SyncPrefectClient") -> None:
+    unknown = uuid4()
+    with pytest.raises(CancelledInPage):
+        runs.Cancellation(client, unknown)()
+    runs.say_cancelled(client, unknown)
+
+
 def test_a_run_that_was_cancelled_in_the_page_says_so_at_the_end(client: "SyncPrefectClient") -> None:
     from prefect.states import Crashed
 

@@ -7,7 +7,7 @@ prefect deployment run pipeline/on-demand    # on the server that `prosemill up`
 
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from prefect import flow, task
@@ -28,7 +28,6 @@ from prosemill.orchestration.page import Page, StageRow, quiet_mistakes
 from prosemill.orchestration.runs import Cancellation, at_work, close_lost_flow_runs, close_lost_tracked_runs, mark
 from prosemill.orchestration.stages import CommandFailedError, reproduce, run_command, stage_names
 from prosemill.params import Gate, read_section
-from prosemill.registry.gate import Verdict
 from prosemill.registry.promotion import examine
 from prosemill.registry.registering import find_registered
 from prosemill.registry.store import Registry, Version
@@ -97,14 +96,15 @@ def _run(overrides: list[str], force: bool, promote: bool, if_busy: Literal["wai
                 if overrides:
                     logger.info(f"kept as an experiment: dvc exp apply {save_experiment(overrides)}")
                 version = register(page, hours.registration, lock, tick)
-            verdict = gate(page, version)  # by the workspace's own rules: an experiment does not choose what it is measured by
+            outcome = gate(page, version)  # by the workspace's own rules: an experiment does not choose what it is measured by
     if page.unreported:
         logger.warning(f"the Prefect server did not take {', '.join(page.unreported)}: see reports/ and metrics/")
-    asked = promote and verdict is not None and verdict.passed
-    if asked:
+    message = f"version {version.number} {outcome.text}"
+    if promote and outcome.passed:
         resource = {"prefect.resource.id": f"prosemill.version.{version.number}"}
         emit_event(PROMOTION_REQUESTED, resource, payload={"version": version.number})
-    return Completed(message=_summary(version, verdict, asked), data=version.number)
+        message += "; its promotion is asked for"
+    return Completed(message=message, data=version.number)
 
 
 def run_stages(page: Page, force: bool, hours: Hours, lock: int, tick: Tick) -> None:
@@ -152,23 +152,28 @@ def register(page: Page, hours: float, lock: int, tick: Tick) -> Version:
     return version
 
 
+class Outcome(NamedTuple):
+    """What the gate came to."""
+
+    passed: bool
+    text: str
+    """Goes on after the version's number."""
+
+
 @task(cache_policy=NO_CACHE, task_run_name="gate")
-def gate(page: Page, version: Version) -> Verdict | None:
-    """What the gate says of the version; nothing if that is the champion already."""
+def gate(page: Page, version: Version) -> Outcome:
+    """Hold the version against the gate. One that does not compare with the champion, as of another corpus, is registered all the same."""
     registry = Registry.open()
     if registry.served().champion == version.number:
-        get_run_logger().info(f"version {version.number} is the champion already: there is nothing to promote")
-        return None
-    verdict = examine(registry, read_section("gate", Gate), version.number)
+        return Outcome(False, "is the champion already")
+    try:
+        verdict = examine(registry, read_section("gate", Gate), version.number)
+    except ProsemillError as error:
+        get_run_logger().warning(str(error))
+        return Outcome(False, f"is registered, and the gate cannot judge it: {error}")
     page.show_verdict(verdict)
-    return verdict
-
-
-def _summary(version: Version, verdict: Verdict | None, asked: bool) -> str:
-    if verdict is None:
-        return f"version {version.number} is the champion already"
-    outcome = "passes" if verdict.passed else f"does not pass ({', '.join(rule.name for rule in verdict.rules if not rule.passed)})"
-    return f"version {version.number} is registered and {outcome} the gate" + ("; its promotion is asked for" if asked else "")
+    failed = ", ".join(rule.name for rule in verdict.rules if not rule.passed)
+    return Outcome(verdict.passed, "is registered and " + (f"does not pass the gate: {failed}" if failed else "passes the gate"))
 
 
 def _nothing() -> None: ...

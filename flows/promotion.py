@@ -15,7 +15,7 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Completed, Failed, Running
 from pydantic import Field
 
 from prosemill.errors import ProsemillError
@@ -84,6 +84,8 @@ def _ask(verdict: Verdict, hours: float) -> Decision:
     try:
         answer: Decision = pause_flow_run(wait_for_input=question, timeout=round(3600 * hours), poll_interval=POLL_SECONDS)
     except FlowPauseTimeout:
+        with get_client(sync_client=True) as client:  # a run that is still paused could only fail, and this is an answer
+            client.set_flow_run_state(UUID(flow_run.id), Running(), force=True)
         return Decision(accept=False, comment=f"nobody answered within {hours:g} hours")
     return answer
 

@@ -148,4 +148,4 @@ def up(
     """Start all servers of this workspace: Prefect with its deployments and a worker, and MLflow's page; Ctrl-C ends them."""
     from prosemill.orchestration.house import Ports, live_in
 
-    live_in(Ports(prefect_port, mlflow_port))
+    live_in(Ports(prefect=prefect_port, mlflow=mlflow_port))

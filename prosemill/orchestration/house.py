@@ -1,6 +1,6 @@
 """The whole local house: `prosemill up` runs every server of this workspace, and Ctrl-C ends them all.
 
-    live_in(Ports())
+    live_in(Ports(prefect=4200, mlflow=5000))
 
 Prefect's server with the deployments of prefect.yaml, a worker for them, and MLflow's page. Every server listens on the loopback interface
 alone and is watched by a supervisor, so that none outlives this process, however that ends.
@@ -27,7 +27,6 @@ from prosemill.orchestration.environment import (
     HOUSE_LOCK,
     LOCAL,
     LOGS,
-    MLFLOW_PORT,
     prefect_environment,
     server_command,
     wait_for,
@@ -37,15 +36,14 @@ from prosemill.supervised import supervised
 
 WORK_POOL = "prosemill"
 DEPLOYMENTS = Path("prefect.yaml")
-PREFECT_PORT = 4200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ports:
     """Where the servers listen on this machine."""
 
-    prefect: int = PREFECT_PORT
-    mlflow: int = MLFLOW_PORT
+    prefect: int
+    mlflow: int
 
 
 def live_in(ports: Ports) -> None:

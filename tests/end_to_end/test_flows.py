@@ -73,6 +73,40 @@ def none_lives_after_ten_seconds(processes: list[psutil.Process]) -> None:
     assert living(processes) == []
 
 
+def start_promotion(workspace: Workspace, arguments: str) -> "subprocess.Popen[str]":
+    """Start the flow `promotion`; it has ended or asks a person when this returns."""
+    num_before = len(promotions(workspace))
+    command = [sys.executable, "-c", f"from flows.promotion import promotion; promotion({arguments}, return_state=True)"]
+    process = subprocess.Popen(command, cwd=workspace.clone.folder, env=workspace.environment, text=True)
+
+    def is_so_far() -> bool:
+        found = promotions(workspace)
+        return len(found) > num_before and found[0]["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "PAUSED")
+
+    wait_until(is_so_far, lambda: f"the promotion neither ends nor asks: {promotions(workspace)}")
+    return process
+
+
+def promotions(workspace: Workspace) -> list[dict[str, Any]]:
+    """Runs of the flow `promotion`, the newest first."""
+    flows = workspace.api.call("POST", "/flows/filter", flows={"name": {"any_": ["promotion"]}})
+    return [run for run in workspace.api.flow_runs() if run["flow_id"] in {flow["id"] for flow in flows}]
+
+
+def newest_promotion(workspace: Workspace) -> dict[str, Any]:
+    return promotions(workspace)[0]
+
+
+def tracked(workspace: Workspace) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{workspace.clone.folder}/.prosemill/mlflow/mlflow.db")
+
+
+def aliased(workspace: Workspace, alias: str) -> str | None:
+    """The version that an alias names."""
+    found = tracked(workspace).get_registered_model("prosemill").aliases.get(alias)
+    return None if found is None else str(found)
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """A clone of this module's own, in which the flow has run once."""
@@ -109,6 +143,41 @@ def test_the_page_gets_the_stages_lines_without_bars(workspace: Workspace) -> No
     assert not [line for line in lines if "%|" in line or "\r" in line]
 
 
+def test_nobodys_answer_refuses_a_promotion(workspace: Workspace) -> None:
+    process = start_promotion(workspace, "hours=0.001")
+    assert process.wait(SECONDS) == 0
+    state = newest_promotion(workspace)["state"]
+    assert (state["name"], state["message"]) == ("Refused", "version 1 is refused: nobody answered within 0.001 hours")
+    assert aliased(workspace, "champion") is None
+
+
+@pytest.mark.parametrize(("accept", "name"), [(False, "Refused"), (True, "Promoted")])
+def test_a_person_decides_on_a_promotion_and_says_why(workspace: Workspace, accept: bool, name: str) -> None:
+    process = start_promotion(workspace, "hours=1")
+    run = newest_promotion(workspace)
+    assert "| bits per byte |" in workspace.api.artifacts(run["id"])["gate"]["data"]
+    workspace.api.call("POST", f"/flow_runs/{run['id']}/resume", run_input={"accept": accept, "comment": "I read it"})
+    assert process.wait(SECONDS) == 0
+    assert newest_promotion(workspace)["state"]["name"] == name
+    assert aliased(workspace, "champion") == ("1" if accept else None)
+    tags = tracked(workspace).get_model_version("prosemill", "1").tags
+    assert json.loads(tags["prosemill.decision"]) == {"accept": accept, "comment": "I read it"}
+
+
+def test_a_promotion_of_the_champion_is_one_line(workspace: Workspace) -> None:
+    assert start_promotion(workspace, "1, approval='none'").wait(SECONDS) == 0
+    state = newest_promotion(workspace)["state"]
+    assert (state["type"], state["message"]) == ("FAILED", "version 1 is the champion already: there is nothing to promote")
+
+
+def test_a_version_that_does_not_compare_with_the_champion_is_registered_all_the_same(workspace: Workspace) -> None:
+    workspace.run("-S", "download.corpus.name=another", "-S", "train.max_steps=22")
+    state = workspace.newest()["state"]
+    assert state["type"] == "COMPLETED"
+    assert "is registered, and the gate cannot judge it: " in state["message"]
+    assert "their numbers do not compare" in state["message"]
+
+
 def test_without_a_server_it_runs_on_one_of_its_own_and_leaves_nothing_behind(workspace: Workspace) -> None:
     clone = workspace.clone
     command, output = [sys.executable, "-m", "flows"], clone.folder / ".prosemill/output"
@@ -132,8 +201,7 @@ def test_an_experiment_comes_and_goes_and_its_version_points_to_its_commit(works
     run = workspace.newest()
     assert workspace.api.task_states(run["id"])["group"] == "Unchanged"
     assert workspace.api.task_states(run["id"])["train"] == "Completed"
-    client = mlflow.MlflowClient(f"sqlite:///{clone.folder}/.prosemill/mlflow/mlflow.db")
-    tags = client.get_model_version("prosemill", "2").tags
+    tags = tracked(workspace).get_model_version_by_alias("prosemill", "challenger").tags
     assert tags["prosemill.git_dirty"] == "false"
     assert "max_steps: 21" in clone.run("git", "show", f"{tags['prosemill.git_commit']}:params.yaml")
     workspace.run()
@@ -256,6 +324,19 @@ def test_a_server_that_goes_away_costs_no_training(workspace: Workspace) -> None
     assert "went away" in line
     output = workspace.run("-S", "train.max_steps=300")
     assert "Stage 'train' didn't change" in output, "the training was not lost"
+
+
+def test_a_stage_that_is_killed_goes_on_where_it_was(workspace: Workspace) -> None:
+    process = workspace.start(*LONG)
+    workspace.wait_for("/30,000 steps")
+    (stage,) = [each for each in psutil.Process(process.pid).children(recursive=True) if each.cmdline()[-1] == "stages.train"]
+    stage.kill()
+    workspace.wait_for("exited with -9")
+    workspace.wait_for("Retry 1/3 will start 10 second(s) from now")
+    before = workspace.output().count("going on from the checkpoint")
+    wait_until(lambda: workspace.output().count("going on from the checkpoint") > before, workspace.output)
+    process.terminate()
+    process.wait(SECONDS)
 
 
 def is_training_in(process: psutil.Process, folder: Path) -> bool:

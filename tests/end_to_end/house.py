@@ -89,12 +89,7 @@ class House:
 
     def session(self) -> requests.Session:
         """A client that has the password and a CSRF token, to be robbed of either."""
-        user, _, password = self.auth.partition(":")
-        session = requests.Session()
-        session.auth = (user, password)
-        token = session.get(f"{self.prefect}/api/csrf-token", params={"client": "tests"}, timeout=30).json()["token"]
-        session.headers.update({"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"})
-        return session
+        return self.api().session
 
     def is_over(self) -> bool:
         """Whether `prosemill up` itself has ended."""

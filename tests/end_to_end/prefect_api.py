@@ -30,15 +30,15 @@ class PrefectApi:
 
     def __init__(self, address: str, auth: str) -> None:
         self.address, self.auth = address, auth
-        self._session = requests.Session()
+        self.session = requests.Session()
         user, _, password = auth.partition(":")
-        self._session.auth = (user, password)
-        token = self._session.get(f"{address}/api/csrf-token", params={"client": "tests"}, timeout=30).json()["token"]
-        self._session.headers.update({"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"})
+        self.session.auth = (user, password)
+        token = self.session.get(f"{address}/api/csrf-token", params={"client": "tests"}, timeout=30).json()["token"]
+        self.session.headers.update({"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"})
 
     def call(self, method: str, path: str, **content: Any) -> Any:
         """What the server answers, parsed; the test fails on an error's status."""
-        answer = self._session.request(method, f"{self.address}/api{path}", json=content if method != "GET" else None, timeout=30)
+        answer = self.session.request(method, f"{self.address}/api{path}", json=content if method != "GET" else None, timeout=30)
         assert answer.ok, (path, answer.status_code, answer.text)
         return answer.json() if answer.content else None
 

@@ -1,6 +1,7 @@
 """The pipeline as a flow, run by `python -m flows` in a clone: what its page gets, and what is left of it when it is ended in every way."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -187,7 +188,7 @@ def test_without_a_server_it_runs_on_one_of_its_own_and_leaves_nothing_behind(wo
     processes = psutil.Process(process.pid).children(recursive=True)
     assert any("server" in each.cmdline() for each in processes)
     assert process.wait(SECONDS) == 0, workspace.output()
-    assert workspace.output().count("Finished in state Unchanged") == len(STAGES)
+    assert len(re.findall("Finished in state (Unchanged|Cached)", workspace.output())) == len(STAGES)
     assert "Error" not in workspace.output(), "nothing waits to be reported when the server ends"
     assert living(processes) == []
 
@@ -331,7 +332,6 @@ def test_a_stage_that_is_killed_goes_on_where_it_was(workspace: Workspace) -> No
     workspace.wait_for("/30,000 steps")
     (stage,) = [each for each in psutil.Process(process.pid).children(recursive=True) if each.cmdline()[-1] == "stages.train"]
     stage.kill()
-    workspace.wait_for("exited with -9")
     workspace.wait_for("Retry 1/3 will start 10 second(s) from now")
     before = workspace.output().count("going on from the checkpoint")
     wait_until(lambda: workspace.output().count("going on from the checkpoint") > before, workspace.output)

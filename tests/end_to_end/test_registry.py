@@ -1,15 +1,24 @@
-"""From the pipeline's model to a champion that is served elsewhere: the real commands, in a clone, and a fresh environment without one."""
+"""From the pipeline's model to a champion that is served: the real commands, in a clone, and a fresh environment without one."""
 
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+import requests
 
+from prosemill.orchestration.environment import free_port
 from tests.end_to_end.conftest import ROOT, Clone
+from tests.end_to_end.house import until
+
+START_SECONDS = 120.0
 
 PREDICT = """
 import json, mlflow, pandas as pd
@@ -26,8 +35,36 @@ def champion(clone: Clone) -> Clone:
     """The clone, whose model is registered and promoted; the README's commands may have done so before."""
     assert "version 1" in clone.run("prosemill", "register")
     if "champion" not in clone.run("prosemill", "versions"):
+        assert "prosemill has no champion to serve: `prosemill register` and `prosemill promote` make one" in serve(clone)
         assert "version 1 is the champion" in clone.run("prosemill", "promote")
     return clone
+
+
+def serve(clone: Clone, *options: str) -> str:
+    """What a `bentoml serve` that does not start says."""
+    port = str(free_port())
+    output = clone.run("timeout", str(START_SECONDS), "bentoml", "serve", "--port", port, *options, fails=True)
+    assert "Traceback" not in output, output
+    return output
+
+
+@contextmanager
+def serving(clone: Clone, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """A `bentoml serve` that is ready."""
+    with subprocess.Popen(["bentoml", "serve", "--port", str(port)], cwd=clone.folder, env=clone.environment) as process:
+        try:
+            until(lambda: process.poll() is not None or is_ready(port), START_SECONDS, "the service is ready")
+            yield process
+        finally:
+            process.terminate()
+
+
+def is_ready(port: int) -> bool:
+    """Whether a service answers there, and can answer requests."""
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=5).ok
+    except requests.RequestException:
+        return False
 
 
 def test_the_pipelines_model_is_registered_once_and_promoted(champion: Clone) -> None:
@@ -67,6 +104,49 @@ def test_another_run_is_the_next_version_and_the_way_back_is_one_command(champio
         champion.repro()
 
 
+def predict(clone: Clone) -> str:
+    """What the champion's package says of `PREDICT`."""
+    return clone.run("env", f"MLFLOW_TRACKING_URI={store(clone)}", sys.executable, "-c", PREDICT)
+
+
+def store(clone: Clone) -> str:
+    """The registry of a clone."""
+    return f"sqlite:///{clone.folder / '.prosemill/mlflow/mlflow.db'}"
+
+
+def test_bentoml_serves_the_champion_on_this_machine_alone(champion: Clone) -> None:
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    with serving(champion, port) as process:
+        wanted: dict[str, Any] = {"prompt": "def main(", "max_new_tokens": 8, "seed": 1}
+        answers = [requests.post(f"{address}/generate", json=wanted, timeout=60).json() for _ in range(2)]
+        assert answers[0] == answers[1]
+        assert answers[0]["model_version"] == 1
+        assert json.dumps(answers[0]["generated_text"]) in predict(champion), "the package says the same"
+        for headers, status in (({"Host": "evil.example"}, 403), ({"Origin": "http://evil.example"}, 403)):
+            for path in ("/generate", "/metrics", "/docs.json", "/"):
+                assert requests.get(address + path, headers=headers, timeout=60).status_code == status
+        assert requests.post(f"{address}/generate", data="{}", headers={"Content-Type": "text/plain"}, timeout=60).status_code == 415
+        processes = psutil.Process(process.pid).children(recursive=True)
+        sockets = [each for one in (psutil.Process(process.pid), *processes) for each in one.net_connections("inet")]
+        listening = {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
+        assert listening == {"127.0.0.1"}
+
+
+def test_an_altered_champion_is_not_served(champion: Clone) -> None:
+    (weights,) = (champion.folder / ".prosemill/mlflow/artifacts/models").glob("*/artifacts/artifacts/*/model.safetensors")
+    content = weights.read_bytes()
+    try:
+        weights.write_bytes(content[:-1] + b"\0")
+        assert "was altered after it was registered" in serve(champion)
+    finally:
+        weights.write_bytes(content)
+
+
+def test_a_service_that_others_could_reach_does_not_start(champion: Clone) -> None:
+    assert "must not listen on 0.0.0.0" in serve(champion, "--host", "0.0.0.0")  # noqa: S104
+
+
 def test_the_champion_speaks_in_a_fresh_environment_without_a_checkout(champion: Clone, tmp_path: Path) -> None:
     (requirements,) = list((champion.folder / ".prosemill/mlflow/artifacts/models").glob("*/artifacts/requirements.txt"))[:1]
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
@@ -78,7 +158,7 @@ def test_the_champion_speaks_in_a_fresh_environment_without_a_checkout(champion:
         pytest.skip(f"no package index is within reach: {installed.stderr.strip().splitlines()[-1]}")
     assert installed.returncode == 0, installed.stderr
     (tmp_path / "elsewhere").mkdir()
-    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{champion.folder / '.prosemill/mlflow/mlflow.db'}"
+    environment["MLFLOW_TRACKING_URI"] = store(champion)
     finished = subprocess.run(
         [python, "-c", PREDICT], cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, check=False
     )

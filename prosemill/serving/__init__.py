@@ -1,0 +1,61 @@
+"""The registered model behind HTTP: `bentoml serve` serves the registry's champion on this machine alone.
+
+    curl http://127.0.0.1:3000/generate --json '{"prompt": "The history of"}'
+
+The routes are a FastAPI application (`app`). The guard in front of everything keeps web pages and strangers out (`guard`). The champion is
+read with this project's own code, after its digest is verified (`champion`). BentoML runs it: one worker, because each would load a model.
+"""
+
+from typing import Any
+
+from prosemill.telemetry import switch_off
+
+switch_off()  # before bentoml is imported
+
+import bentoml  # noqa: E402
+import click  # noqa: E402
+from bentoml._internal.utils.analytics import usage_stats  # noqa: E402
+from bentoml.exceptions import BentoMLException  # noqa: E402
+
+from prosemill.errors import ProsemillError  # noqa: E402
+from prosemill.serving.app import make_app  # noqa: E402
+from prosemill.serving.champion import find_champion, load_champion  # noqa: E402
+from prosemill.serving.guard import Guard, refuse_open_door, refuse_open_doors  # noqa: E402
+
+usage_stats.do_not_track.cache_clear()  # `bentoml serve` has read its switch before it found this
+
+LOCAL = "127.0.0.1"
+app = make_app()
+
+
+def _guarded(service: Any) -> Any:
+    service.add_asgi_middleware(Guard)
+    return service
+
+
+@_guarded
+@bentoml.service(
+    name="prosemill",
+    workers=1,
+    http={"host": LOCAL, "port": 3000},
+    traffic={"timeout": 600},
+    logging={"access": {"enabled": False}},  # its lines can be forged with a line break in a path
+)
+@bentoml.asgi_app(app, path="/")
+class Service:
+    """The champion, loaded before the service is ready."""
+
+    @bentoml.on_deployment  # type: ignore[untyped-decorator]
+    @staticmethod
+    def check() -> None:
+        """End `bentoml serve` in one line where there is nothing to serve, or anybody could come in."""
+        given = click.get_current_context(silent=True)
+        try:
+            refuse_open_door((given and given.params.get("host")) or LOCAL)
+            find_champion()
+        except ProsemillError as error:
+            raise BentoMLException(str(error)) from None
+
+    def __init__(self) -> None:
+        refuse_open_doors()
+        app.state.champion = load_champion()

@@ -1,0 +1,110 @@
+"""The door of the service: what may come in, whatever route it asks for.
+
+    Service.add_asgi_middleware(Guard)
+
+A page in the user's browser can send requests to this machine's own addresses, from a foreign origin or under a name that its DNS points
+here. So a request must name this machine as its host, come from no page but the service's own, and bring JSON, which a page cannot send
+across origins without being asked first. A body is read up to `MAX_BODY` bytes, however long it says it is.
+"""
+
+import ipaddress
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import psutil
+
+from prosemill.errors import ProsemillError
+from prosemill.serving.errors import refusal
+
+MAX_BODY = 1_000_000  # bytes
+LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?")
+WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+class Guard:
+    """An ASGI application in front of another."""
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with why not."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        elif scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif (fault := _fault(scope)) is not None:
+            await refusal(*fault)(scope, receive, send)
+        elif scope["method"] in WITHOUT_BODY:
+            await self._app(scope, receive, send)
+        elif (body := await _read(receive)) is None:
+            await refusal(413, f"the body is longer than {MAX_BODY:,} bytes: send less")(scope, receive, send)
+        else:
+            await self._app(scope, _replay(body, receive), send)
+
+
+def refuse_open_doors() -> None:
+    """Refuse what `refuse_open_door` does for every address that this process listens on."""
+    for connection in psutil.Process().net_connections(kind="inet"):
+        if connection.status == psutil.CONN_LISTEN:
+            refuse_open_door(connection.laddr.ip)
+
+
+def refuse_open_door(address: str) -> None:
+    """Refuse to serve anybody but this machine.
+
+    Raises:
+        ProsemillError: other machines reach the address, or it is none.
+    """
+    try:
+        is_open = not ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        raise ProsemillError(f"--host takes an IP address, not {address}: leave it at 127.0.0.1") from None
+    if is_open:
+        raise ProsemillError(f"the service asks for no key, so it must not listen on {address}: leave --host at 127.0.0.1")
+
+
+def _fault(scope: Message) -> tuple[int, str] | None:
+    """Status and reason why a request may not come in; None if it may."""
+    headers: dict[str, list[str]] = {}
+    for name, value in scope["headers"]:
+        headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+    host = headers.get("host", [""])
+    if len(host) != 1 or LOOPBACK.fullmatch(host[0]) is None:
+        return 403, "the host must be 127.0.0.1 or localhost"
+    origins = headers.get("origin", [])
+    if any(origin != f"{scope['scheme']}://{host[0]}" for origin in origins):
+        return 403, "requests of other origins are not answered"
+    if scope["method"] not in WITHOUT_BODY:
+        kinds = [value.partition(";")[0].strip().lower() for value in headers.get("content-type", [])]
+        if kinds != ["application/json"]:
+            return 415, "the content type must be application/json"
+    return None
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """A request's body; None if it is too long, or its client has gone."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY or message["type"] == "http.disconnect":
+            return None
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Give the application a body that has been read; after it, whatever else comes."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed

@@ -144,8 +144,9 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) 
 def up(
     prefect_port: Annotated[int, typer.Option(help="Port of Prefect's server and page on this machine.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's page on this machine.")] = 5000,
+    service_port: Annotated[int, typer.Option(help="Port of the champion's service on this machine.")] = 3000,
 ) -> None:
-    """Start all servers of this workspace: Prefect with its deployments and a worker, and MLflow's page; Ctrl-C ends them."""
+    """Start all servers of this workspace: Prefect with deployments and a worker, MLflow's page, the service; Ctrl-C ends them."""
     from prosemill.orchestration.house import Ports, live_in
 
-    live_in(Ports(prefect=prefect_port, mlflow=mlflow_port))
+    live_in(Ports(prefect=prefect_port, mlflow=mlflow_port, service=service_port))

@@ -1,9 +1,10 @@
 """The whole local house: `prosemill up` runs every server of this workspace, and Ctrl-C ends them all.
 
-    live_in(Ports(prefect=4200, mlflow=5000))
+    live_in(Ports(prefect=4200, mlflow=5000, service=3000))
 
-Prefect's server with the deployments of prefect.yaml, a worker for them, and MLflow's page. Every server listens on the loopback interface
-alone and is watched by a supervisor, so that none outlives this process, however that ends.
+Prefect's server with the deployments of prefect.yaml, a worker for them, MLflow's page, and the service of the registry's champion as soon
+as there is one. Every server listens on the loopback interface alone and is watched by a supervisor, so that none outlives this process,
+however that ends.
 """
 
 import json
@@ -33,8 +34,10 @@ from prosemill.orchestration.environment import (
 )
 from prosemill.shards import write_durably
 from prosemill.supervised import supervised
+from prosemill.workspace import STATE
 
 WORK_POOL = "prosemill"
+CHAMPION_SECONDS = 5  # between two looks at who is the champion
 DEPLOYMENTS = Path("prefect.yaml")
 
 
@@ -44,6 +47,7 @@ class Ports:
 
     prefect: int
     mlflow: int
+    service: int
 
 
 def live_in(ports: Ports) -> None:
@@ -60,12 +64,16 @@ def live_in(ports: Ports) -> None:
         write_durably(HOUSE, json.dumps(addresses))
         say(f"Prefect  {addresses['prefect']}  (user and password: {AUTH})")
         say(f"MLflow   {addresses['mlflow']}")
+        service = stack.enter_context(_Service(ports.service))
+        service.follow(_champion())
         say("Ctrl-C ends them all")
         while True:
-            time.sleep(1)
+            time.sleep(CHAMPION_SECONDS)
             for name, process in servers.items():
                 if process.poll() is not None:
                     raise ProsemillError(f"{name} has ended: see the end of {_log(name)}")
+            with suppress(ProsemillError):  # a registry that does not answer now does later
+                service.follow(_champion())
 
 
 @contextmanager
@@ -78,6 +86,7 @@ def _servers(ports: Ports) -> Iterator[dict[str, "subprocess.Popen[str]"]]:
     prefect, mlflow = f"http://{LOCAL}:{ports.prefect}", f"http://{LOCAL}:{ports.mlflow}"
     os.environ.update(prefect_environment(prefect))
     os.environ.update(mlflow_environment(ports.mlflow))
+    os.environ.setdefault("BENTOML_HOME", str((STATE / "bentoml").absolute()))
     with ExitStack() as stack:
         commands = {"prefect-server": server_command(prefect), "mlflow": mlflow_command(ports.mlflow)}
         servers = {name: stack.enter_context(supervised(command, _log(name))) for name, command in commands.items()}
@@ -87,6 +96,52 @@ def _servers(ports: Ports) -> Iterator[dict[str, "subprocess.Popen[str]"]]:
         servers["prefect-worker"] = stack.enter_context(supervised(worker, _log("prefect-worker")))
         wait_for(f"{mlflow}/health", servers["mlflow"], "MLflow", _log("mlflow"))
         yield servers
+
+
+def _champion() -> int | None:
+    from prosemill.registry.store import Registry
+
+    return Registry.open().served().champion
+
+
+class _Service:
+    """The service of the champion. One that does not load is said once; the next champion is tried again."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._stack = ExitStack()
+        self._version: int | None = None
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> "_Service":
+        say("Service  comes with the first champion")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def follow(self, champion: int | None) -> None:
+        """Serve this version, if it is another than before, and nothing if there is none."""
+        if self._process is not None and self._process.poll() is not None:
+            say(f"the service has ended: see the end of {_log('service')}")
+            self._process = None
+        if champion == self._version:
+            return
+        self._stack.close()
+        self._version, self._process = champion, None
+        if champion is None:
+            say("Service  ended, there is no champion any more")
+            return
+        command = [sys.executable, "-m", "bentoml", "serve", "--host", LOCAL, "--port", str(self._port)]
+        self._process = self._stack.enter_context(supervised(command, _log("service")))
+        try:
+            wait_for(f"http://{LOCAL}:{self._port}/readyz", self._process, "the service", _log("service"))
+        except ProsemillError as error:
+            say(f"version {champion}, the champion, is not served: {error}")
+            self._stack.close()
+            self._process = None
+        else:
+            say(f"Service  http://{LOCAL}:{self._port}  (version {champion})")
 
 
 def mlflow_command(port: int) -> list[str]:
@@ -136,9 +191,11 @@ def _explain(output: str) -> str:
 
 
 def _refuse_wrong(ports: Ports) -> None:
-    options = {"--prefect-port": ports.prefect, "--mlflow-port": ports.mlflow}
-    if len(set(options.values())) < len(options):
-        raise ProsemillError(f"{' and '.join(options)} are both {ports.prefect}: give each a port of its own")
+    options = {"--prefect-port": ports.prefect, "--mlflow-port": ports.mlflow, "--service-port": ports.service}
+    for port in options.values():
+        same = [option for option, other in options.items() if other == port]
+        if len(same) > 1:
+            raise ProsemillError(f"{' and '.join(same)} are both {port}: give each a port of its own")
     for option, port in options.items():
         try:
             with socket.create_server((LOCAL, port or -1)):  # with 0 the system would choose one

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 # The clone's package, not the installed one of the tests: `-P` keeps the current folder out, and PYTHONPATH puts the clone before all else.
 PROSEMILL = (sys.executable, "-P", "-c", "from prosemill.cli import app; app()")
-PORT_OPTIONS = ("--prefect-port", "--mlflow-port")
+PORT_OPTIONS = ("--prefect-port", "--mlflow-port", "--service-port")
 READY = "Ctrl-C ends them all"
 START_SECONDS = 180.0
 END_SECONDS = 10.0
@@ -71,7 +71,7 @@ class House:
 
     def __init__(self, clone: HouseClone, process: "subprocess.Popen[bytes]", ports: Sequence[int], log: Path) -> None:
         self.clone, self.process, self.ports, self.log = clone, process, tuple(ports), log
-        self.prefect, self.mlflow = (f"http://127.0.0.1:{port}" for port in ports)
+        self.prefect, self.mlflow, self.service = (f"http://127.0.0.1:{port}" for port in ports)
 
     @property
     def auth_file(self) -> Path:
@@ -115,7 +115,7 @@ def running_house(clone: HouseClone, log: Path, *, end: signal.Signals = signal.
 @contextmanager
 def started_house(clone: HouseClone, log: Path, **environment: str) -> Iterator[House]:
     """A `prosemill up` that stands. How it ends is the block's matter; no process of a test that failed lives on."""
-    ports = free_ports(2)
+    ports = free_ports(len(PORT_OPTIONS))
     process = clone.start(log, *port_options(ports), **environment)
     house = House(clone, process, ports, log)
     try:
@@ -129,7 +129,7 @@ def started_house(clone: HouseClone, log: Path, **environment: str) -> Iterator[
 
 
 def port_options(ports: Sequence[int]) -> list[str]:
-    """Options of `prosemill up` for Prefect's port and MLflow's."""
+    """Options of `prosemill up` for Prefect's port, MLflow's and the service's."""
     return [str(part) for pair in zip(PORT_OPTIONS, ports, strict=True) for part in pair]
 
 

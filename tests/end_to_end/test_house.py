@@ -84,7 +84,7 @@ def test_the_password_can_be_read_by_its_owner_alone_and_stands_nowhere_else(hou
 def test_every_server_listens_on_the_loopback_interface_alone(house: House) -> None:
     connections = told(house.processes(), lambda process: process.net_connections("inet")).values()
     listening = {tuple(each.laddr) for of_one in connections for each in of_one if each.status == psutil.CONN_LISTEN}
-    assert {("127.0.0.1", port) for port in house.ports} <= listening
+    assert {("127.0.0.1", port) for port in house.ports[:2]} <= listening, "the service has no champion yet"
     assert {ip for ip, _ in listening} <= {"127.0.0.1", "::1"}
 
 
@@ -183,8 +183,14 @@ def test_runs_work_in_this_workspace_wherever_it_was_started_from(house: House) 
     assert Path(folder).resolve() == house.clone.folder.resolve()
 
 
+def test_without_a_champion_nothing_is_served_and_it_says_so(house: House) -> None:
+    assert "Service  comes with the first champion" in house.log.read_text()
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{house.service}/livez", timeout=TIMEOUT)
+
+
 def test_a_second_house_in_the_same_workspace_is_refused(house: House) -> None:
-    error = failed(house.clone.up(*port_options(free_ports(2))))
+    error = failed(house.clone.up(*port_options(free_ports(len(PORT_OPTIONS)))))
     assert error.startswith("error: another house (`prosemill up`) is at work")
     assert str(house.process.pid) in error
     assert requests.get(f"{house.prefect}/api/health", timeout=TIMEOUT).ok, "the first one goes on"
@@ -212,7 +218,7 @@ def training(clone: HouseClone) -> set[psutil.Process]:
 def test_a_taken_port_is_named_with_the_option_that_chooses_another(clone: HouseClone, option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken = server.getsockname()[1]
-        ports = [taken if each == option else free for each, free in zip(PORT_OPTIONS, free_ports(2), strict=True)]
+        ports = [taken if each == option else free for each, free in zip(PORT_OPTIONS, free_ports(len(PORT_OPTIONS)), strict=True)]
         error = failed(clone.up(*port_options(ports)))
     assert re.search(rf"^error: .*\b{taken}\b.*{option}", error)
     assert clone.processes() == set()
@@ -220,8 +226,8 @@ def test_a_taken_port_is_named_with_the_option_that_chooses_another(clone: House
 
 @pytest.mark.parametrize("wrong", [{0: 70000}, {1: -1}, {0: 0}, "the same"])
 def test_ports_that_cannot_be_are_refused_at_once(clone: HouseClone, wrong: dict[int, int] | str) -> None:
-    ports = free_ports(2)
-    ports = [ports[0]] * 2 if isinstance(wrong, str) else [wrong.get(place, port) for place, port in enumerate(ports)]
+    ports = free_ports(len(PORT_OPTIONS))
+    ports = [ports[0]] * 3 if isinstance(wrong, str) else [wrong.get(place, port) for place, port in enumerate(ports)]
     finished = clone.up(*port_options(ports), seconds=REFUSAL_SECONDS)
     assert finished.returncode != 0
     assert "Traceback" not in finished.stderr, finished.stderr
@@ -233,7 +239,7 @@ def test_a_wrong_schedule_is_said_in_one_line(clone: HouseClone) -> None:
     text = path.read_text(encoding="utf-8")
     assert '"0 2 * * *"' in text
     path.write_text(text.replace('"0 2 * * *"', '"0 25 * * *"'), encoding="utf-8")
-    error = failed(clone.up(*port_options(free_ports(2))), after=("made a password",))
+    error = failed(clone.up(*port_options(free_ports(len(PORT_OPTIONS)))), after=("made a password",))
     assert all(part in error for part in ("prefect.yaml", "nightly", "0 25 * * *"))
     assert not re.search("[│╭╰]|Traceback", error), f"not for people: {error}"
     assert clone.processes() == set()

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import mlflow
 import pytest
+import requests
 from selenium.common.exceptions import (
     ElementClickInterceptedException,
     ElementNotInteractableException,
@@ -25,7 +26,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-from tests.end_to_end.house import House, make_house_clone, running_house
+from tests.end_to_end.house import START_SECONDS, House, make_house_clone, running_house, until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -240,6 +241,12 @@ def test_a_person_accepts_a_promotion_and_says_why(browser: Browser, house: Hous
     champion = client.get_model_version_by_alias("prosemill", "champion")
     assert str(champion.version) == "1"
     assert json.loads(champion.tags["prosemill.decision"]) == {"accept": True, "comment": COMMENT}
+
+
+def test_the_new_champion_is_served(house: House, run: str) -> None:
+    until(lambda: f"Service  {house.service}  (version 1)" in house.log.read_text(), START_SECONDS, "the house serves the champion")
+    answer = requests.post(f"{house.service}/generate", json={"prompt": "import ", "max_new_tokens": 8}, timeout=60)
+    assert answer.json()["model_version"] == 1
 
 
 @pytest.mark.xfail(strict=True, reason="Prefect's page asks Amplitude at every start; analytics_enabled keeps only its events back")

@@ -26,10 +26,10 @@ from prosemill.orchestration.environment import mlflow_page
 from prosemill.orchestration.experiment import experiment, run_name, save_experiment, uncommitted_changes
 from prosemill.orchestration.page import Page, StageRow, quiet_mistakes
 from prosemill.orchestration.runs import Cancellation, at_work, close_lost_flow_runs, close_lost_tracked_runs, mark
-from prosemill.orchestration.stages import CommandFailedError, reproduce, run_command, stage_names
+from prosemill.orchestration.stages import CommandFailedError, leading_unchanged_stages, reproduce, run_command, stage_names
 from prosemill.params import Gate, read_section
+from prosemill.registry import registering
 from prosemill.registry.promotion import examine
-from prosemill.registry.registering import find_registered
 from prosemill.registry.store import Registry, Version
 
 NUM_RETRIES = 3
@@ -110,11 +110,13 @@ def _run(overrides: list[str], force: bool, promote: bool, if_busy: Literal["wai
 def run_stages(page: Page, force: bool, hours: Hours, lock: int, tick: Tick) -> None:
     """One task after the other, and a table of what each did, also if one fails."""
     rows = []
+    unchanged = [] if force else leading_unchanged_stages(tick=tick, hold=[lock])
     try:
         for name in stage_names():
             begin, result = time.monotonic(), "failed"
             try:
-                state = stage.with_options(name=name, task_run_name=name)(name, page, force, getattr(hours, name), lock, tick)
+                run = stage.with_options(name=name, task_run_name=name)
+                state = run(name, page, name in unchanged, force, getattr(hours, name), lock, tick)
                 result = state.result()
             finally:
                 rows.append(StageRow(name, result, time.monotonic() - begin))
@@ -130,9 +132,12 @@ def is_worth_another_try(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
 
 
 @task(retries=NUM_RETRIES, retry_delay_seconds=exponential_backoff(10), retry_condition_fn=is_worth_another_try, cache_policy=NO_CACHE)
-def stage(name: str, page: Page, force: bool, hours: float, lock: int, tick: Tick) -> State[str]:
+def stage(name: str, page: Page, is_unchanged: bool, force: bool, hours: float, lock: int, tick: Tick) -> State[str]:
     """Run a stage of DVC; the state is called by what came of it: Completed, Cached or Unchanged."""
     logger, bars = get_run_logger(), page.progress()
+    if is_unchanged:
+        logger.info(f"Stage '{name}' didn't change, skipping")
+        return Completed(name="Unchanged", message=f"{name}: unchanged", data="unchanged")
 
     def show(line: str) -> None:
         logger.info(line)
@@ -144,10 +149,15 @@ def stage(name: str, page: Page, force: bool, hours: float, lock: int, tick: Tic
 
 @task(cache_policy=NO_CACHE, task_run_name="register")
 def register(page: Page, hours: float, lock: int, tick: Tick) -> Version:
-    """Register the trained model; its version."""
-    run_command("register", ["prosemill", "register"], get_run_logger().info, seconds=3600 * hours, tick=tick, hold=[lock])
-    version = find_registered(Registry.open())
-    assert version is not None, "it was registered just now"
+    """Register the trained model; its version. A package is built in a process of its own, which can be stopped."""
+    registry = Registry.open()
+    version = registering.find_registered(registry)
+    if version is None:
+        run_command("register", ["prosemill", "register"], get_run_logger().info, seconds=3600 * hours, tick=tick, hold=[lock])
+        version = registering.find_registered(registry)
+        assert version is not None, "it was registered just now"
+    else:
+        version = registering.register()  # which only brings its lineage up to date
     page.show_version(version, mlflow_page())
     return version
 

@@ -1,11 +1,14 @@
 """The stages of dvc.yaml, each run by `dvc repro` in a process group of its own.
 
+leading_unchanged_stages()                # ["download", "tokenize"]: they need not be run
 reproduce("train", print, seconds=3600)   # "ran", "cached" or "unchanged"
 """
 
+import json
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -51,6 +54,20 @@ def stage_names() -> list[str]:
         return list(yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"])
     except FileNotFoundError:
         raise ProsemillError(f"{PIPELINE} is missing: run this in the repository's root") from None
+
+
+def leading_unchanged_stages(
+    *, seconds: float | None = None, tick: Callable[[], None] | None = None, hold: Sequence[int] = ()
+) -> list[str]:
+    """The stages, in their order, before the first that has changed: asked at once, which takes as long as to ask for one.
+
+    Raises:
+        CommandFailedError: `dvc status` failed; the arguments are those of `reproduce`.
+    """
+    lines: list[str] = []
+    run_command("status", ["dvc", "status", "--json"], lines.append, seconds=seconds, tick=tick, hold=hold)
+    changed = json.loads(next((line for line in lines if line.startswith("{")), "{}"))
+    return list(takewhile(lambda name: name not in changed, stage_names()))
 
 
 def reproduce(

@@ -8,7 +8,15 @@ import pytest
 import yaml
 
 from prosemill.errors import TRY_AGAIN, ProsemillError
-from prosemill.orchestration.stages import NUM_LAST_LINES, CommandFailedError, readable, reproduce, run_command, stage_names
+from prosemill.orchestration.stages import (
+    NUM_LAST_LINES,
+    CommandFailedError,
+    leading_unchanged_stages,
+    readable,
+    reproduce,
+    run_command,
+    stage_names,
+)
 
 ROOT = Path(__file__).parents[2]
 HOURS = 0.0005
@@ -91,6 +99,20 @@ def test_a_stage_shows_its_own_lines_and_no_hints(repository: Path) -> None:
 def test_only_the_stage_itself_is_run(repository: Path) -> None:
     count("cat written > counted")
     assert (repository / "counted").read_text(encoding="utf-8") == "1", "the stage before it was not"
+
+
+def test_stages_before_the_first_that_has_changed_need_not_be_run(repository: Path) -> None:
+    Path("count.sh").write_text("cat written > counted", encoding="utf-8")
+    assert leading_unchanged_stages() == [], "none was ever run"
+    reproduce("write", print)
+    assert leading_unchanged_stages() == ["write"]
+    reproduce("count", print)
+    assert leading_unchanged_stages() == ["write", "count"]
+    Path("counted").unlink()
+    assert leading_unchanged_stages() == ["write"], "an output that is gone is a change"
+    (repository / "params.yaml").write_text("write: 2\n", encoding="utf-8")
+    reproduce("count", print)
+    assert leading_unchanged_stages() == [], "what comes after a change may change too"
 
 
 def test_a_failure_is_the_stages_own_line_and_what_it_printed_last(repository: Path) -> None:

@@ -1,6 +1,6 @@
 """All measurements, one after the other: `make bench`, or `python -m benchmarks`. The larger runs of RESULTS.md have their own commands."""
 
-from benchmarks import corpus, kills, minis, pipeline, promotions, startup, tokens
+from benchmarks import corpus, flows, kills, minis, pipeline, promotions, startup, tokens
 
 CORPUS_GIGABYTES = 0.2
 KILLS = 6
@@ -14,6 +14,7 @@ def main() -> None:
     corpus.main(gigabytes=CORPUS_GIGABYTES)
     kills.main(kills=KILLS)
     promotions.main(kills=PROMOTION_KILLS)
+    flows.main(rounds=1, overrides=["model=tiny", "corpus=python-300"])
     pipeline.main()
     minis.main()
 

@@ -149,8 +149,11 @@ def run_name(*, has_changes: bool) -> str:
 
 
 def _text(path: Path) -> str:
-    """The file's text with its own line ends."""
-    return path.read_bytes().decode("utf-8")
+    """The file's text with its own line ends. Raises `ProsemillError` if it is not there."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise ProsemillError(f"{path} is missing: bring it back with `git checkout {path}`") from None
 
 
 def _explain(error: Exception) -> str:

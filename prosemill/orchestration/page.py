@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PROGRESS = re.compile(r"^([a-z][a-z ]*): ([\d,]+)/([\d,]+) (\w+) in (.*)")
 """Lines of `prosemill.console.progress`."""
+ANSWER_SECONDS = 10.0
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([\w.-]+\.png)\)")
 
 
@@ -43,10 +44,10 @@ class StageRow(NamedTuple):
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Have a server that is away fail a call immediately; else Prefect's client tries for a minute."""
-    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    """Have a server that is away fail a call immediately, a frozen one after `ANSWER_SECONDS`; Prefect's client tries for a minute."""
+    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER_SECONDS}):
         yield
 
 

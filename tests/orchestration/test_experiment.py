@@ -341,3 +341,13 @@ def test_a_run_is_called_by_its_experiment_and_commit(repository: Callable[..., 
         name = run_name(has_changes=False)
         assert name == f"tiny on {values()['download']['corpus']['name']} @ {commit}"
         assert run_name(has_changes=True) == f"{name} + changes"
+
+
+def test_a_params_file_that_is_missing_is_one_line_that_brings_it_back(own: bytes) -> None:
+    PARAMS.unlink()
+    with (
+        pytest.raises(ProsemillError, match=r"params\.yaml is missing: bring it back with `git checkout params\.yaml`"),
+        experiment(OVERRIDES),
+    ):
+        pass
+    assert not OWN.exists()

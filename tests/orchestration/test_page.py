@@ -211,12 +211,15 @@ def test_a_bar_that_the_server_did_not_take_comes_when_it_is_back(server: Server
 
 @contextmanager
 def broken_server(kind: str) -> Iterator[str]:
-    """The address of a server that is not there, that is about to start or end, or that ends while it is asked."""
+    """The address of a server that is not there, that is about to start or end, that ends while it is asked, or that is frozen."""
+    thaw = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             if kind == "busy":
                 self.send_error(503)
+            elif kind == "frozen":
+                thaw.wait()
 
         do_GET = do_POST  # noqa: N815 - the base class's name
 
@@ -230,14 +233,16 @@ def broken_server(kind: str) -> Iterator[str]:
             return
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield address
+        thaw.set()
         server.shutdown()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # Prefect's, on artifacts outside of a run
-@pytest.mark.parametrize("kind", ["gone", "busy", "cut"])
-def test_a_server_that_is_away_costs_little(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["gone", "busy", "cut", "frozen"])
+def test_a_server_that_is_away_costs_little(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
+    monkeypatch.setattr(page_module, "ANSWER_SECONDS", 0.5)
     page = Page()
     show = page.progress()
     calls: list[Callable[[], None]] = [lambda: page.show_stages([]), lambda: show("train: 1/2 steps in 1 s")]

@@ -1,0 +1,120 @@
+"""The next token is drawn from what a request's settings leave, and no row depends on another."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from prosemill.generation.sampling import CANDIDATES, Draws, Settings, choose, penalise
+
+VOCABULARY = 2000
+NUM_DRAWS = 4000
+
+
+def logits(num_rows: int, *, spread: float = 2.0, seed: int = 0) -> torch.Tensor:
+    """[num_rows, VOCABULARY] with one maximum a row."""
+    return torch.randn(num_rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def one(row: torch.Tensor, draws: Draws) -> int:
+    return choose(row[None], [draws], torch.zeros(1, len(row), dtype=torch.bool))[0]
+
+
+def allowed(row: torch.Tensor, settings: Settings) -> set[int]:
+    """The tokens that transformers' own filters leave."""
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    warpers: list[Any] = [TemperatureLogitsWarper(settings.temperature)]
+    warpers += [TopKLogitsWarper(settings.top_k)] if settings.top_k else []
+    warpers += [TopPLogitsWarper(settings.top_p)] if settings.top_p < 1 else []
+    filters: Any = LogitsProcessorList(warpers)
+    left = filters(torch.zeros(1, 1, dtype=torch.long), row[None].clone())[0]
+    return set(torch.nonzero(left > -math.inf).flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_p": 0.5},
+        {"top_p": 0.9},
+        {"top_p": 1.0},
+        {"top_k": 5, "top_p": 1.0},
+        {"top_k": 5, "top_p": 0.7},
+        {"top_k": CANDIDATES + 100, "top_p": 0.95},
+        {"temperature": 0.3},
+        {"temperature": 3.0, "top_p": 0.99},
+    ],
+    ids=str,
+)
+def test_draws_are_those_that_transformers_filters_leave(settings: dict[str, Any]) -> None:
+    row, wanted = logits(1)[0], Settings(**settings)
+    draws = Draws(wanted)
+    left = allowed(row, wanted)
+    found = [one(row, draws) for _ in range(NUM_DRAWS)]
+    assert set(found) <= left
+    probabilities = torch.softmax(row / wanted.temperature, dim=-1)
+    share = {token: float(probabilities[token]) for token in left}
+    likeliest = max(share, key=lambda token: share[token])
+    expected = share[likeliest] / sum(share.values())
+    deviation = math.sqrt(expected * (1 - expected) / NUM_DRAWS)
+    assert abs(found.count(likeliest) / NUM_DRAWS - expected) <= 4 * deviation + 1e-9
+
+
+def test_a_row_gets_the_same_alone_and_among_others() -> None:
+    rows = logits(32).to(torch.bfloat16)
+    settings = [Settings(seed=row, temperature=(0.0, 0.7, 1.0, 2.0)[row % 4], top_k=(0, 40)[row % 2]) for row in range(32)]
+    seen = torch.zeros(32, VOCABULARY, dtype=torch.bool)
+    together = choose(rows, [Draws(each) for each in settings], seen)
+    assert together == [one(rows[row], Draws(settings[row])) for row in range(32)]
+    assert together[::-1] == choose(rows.flip(0), [Draws(each) for each in settings[::-1]], seen)
+
+
+def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
+    rows = logits(40)
+    first, again, other = (
+        [one(row, draws) for row in rows] for draws in (Draws(Settings(seed=1)), Draws(Settings(seed=1)), Draws(Settings(seed=2)))
+    )
+    assert first == again != other
+
+
+def test_without_temperature_the_likeliest_token_comes() -> None:
+    rows = logits(4)
+    draws = [Draws(Settings(temperature=0)) for _ in range(4)]
+    assert choose(rows, draws, torch.zeros(4, VOCABULARY, dtype=torch.bool)) == rows.argmax(-1).tolist()
+
+
+def test_a_penalty_is_transformers_and_touches_its_own_row_alone() -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    rows = logits(2)
+    seen_ids = rows.topk(3).indices
+    seen = torch.zeros(2, VOCABULARY, dtype=torch.bool).scatter(1, seen_ids, value=True)
+    theirs = RepetitionPenaltyLogitsProcessor(1.5)(seen_ids, rows.clone())
+    assert torch.equal(penalise(rows[0], seen[0], 1.5), theirs[0])
+    before = rows.clone()
+    greedy = [Draws(Settings(temperature=0, repetition_penalty=50.0)), Draws(Settings(temperature=0))]
+    found = choose(rows, greedy, seen)
+    assert found == [int(rows[0].topk(4).indices[3]), int(rows[1].argmax())]
+    assert torch.equal(rows, before), "the model's logits are not changed"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("temperature", -1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", -1),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("repetition_penalty", 0),
+        ("stop", ("a", "")),
+        ("seed", -1),
+        ("seed", 2**63),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_named(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        Settings(**{name: value})

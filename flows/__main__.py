@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from prosemill.errors import ProsemillError, first_line, run_main
-from prosemill.orchestration.environment import prefect_server
+from prosemill.orchestration.environment import is_shared, prefect_server
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -27,6 +27,8 @@ def run(
 
 
 def _run(overrides: list[str] | None, force: bool, promote: bool, if_busy: Busy) -> None:
+    if promote and not is_shared():
+        raise ProsemillError("--promote asks the flow `promotion`, which needs a server that stays: start `prosemill up` first")
     with prefect_server():
         from httpx import HTTPError
         from prefect.client.orchestration import get_client

@@ -23,14 +23,22 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prosemill.errors import ProsemillError
 from prosemill.orchestration.environment import mlflow_page
-from prosemill.orchestration.experiment import experiment, run_name, save_experiment, uncommitted_changes
+from prosemill.orchestration.experiment import experiment, restore_params, run_name, save_experiment, uncommitted_changes
 from prosemill.orchestration.page import Page, StageRow, quiet_mistakes
 from prosemill.orchestration.runs import Cancellation, at_work, close_lost_flow_runs, close_lost_tracked_runs, mark
-from prosemill.orchestration.stages import CommandFailedError, leading_unchanged_stages, reproduce, run_command, stage_names
+from prosemill.orchestration.stages import (
+    CommandFailedError,
+    leading_unchanged_stages,
+    mend_list_of_files_in_use,
+    reproduce,
+    run_command,
+    stage_names,
+)
 from prosemill.params import Gate, read_section
 from prosemill.registry import registering
 from prosemill.registry.promotion import examine
 from prosemill.registry.store import Registry, Version
+from prosemill.workspace import PARAMS
 
 NUM_RETRIES = 3
 PROMOTION_REQUESTED = "prosemill.promotion.requested"
@@ -40,7 +48,7 @@ Tick = Callable[[], None]
 
 
 class Hours(BaseModel):
-    """The most that each step may take, in hours; what takes longer is stopped and fails."""
+    """The most that each try of a step may take, in hours; what takes longer is stopped and fails."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -87,7 +95,8 @@ def _run(overrides: list[str], force: bool, promote: bool, if_busy: Literal["wai
         with at_work(if_busy, logger.info, tick) as lock:
             for name in (*close_lost_flow_runs(client), *close_lost_tracked_runs()):
                 logger.warning(f"{name} was left open by a crash; it is closed now")
-            changes = uncommitted_changes()
+            restore_params()  # an experiment that was killed is no change of the user's
+            changes = [path for path in uncommitted_changes() if not overrides or path != PARAMS.as_posix()]
             with experiment(overrides):
                 client.update_flow_run(run_id, name=run_name(has_changes=bool(changes)))
                 if changes:
@@ -110,6 +119,7 @@ def _run(overrides: list[str], force: bool, promote: bool, if_busy: Literal["wai
 def run_stages(page: Page, force: bool, hours: Hours, lock: int, tick: Tick) -> None:
     """One task after the other, and a table of what each did, also if one fails."""
     rows = []
+    mend_list_of_files_in_use()
     unchanged = [] if force else leading_unchanged_stages(tick=tick, hold=[lock])
     try:
         for name in stage_names():
@@ -177,7 +187,7 @@ def gate(page: Page, version: Version) -> Outcome:
     if registry.served().champion == version.number:
         return Outcome(False, "is the champion already")
     try:
-        verdict = examine(registry, read_section("gate", Gate), version.number)
+        verdict = examine(registry, read_section("gate", Gate), version.number, wait=True)
     except ProsemillError as error:
         get_run_logger().warning(str(error))
         return Outcome(False, f"is registered, and the gate cannot judge it: {error}")

@@ -5,7 +5,7 @@
 The pipeline's event starts it for a version that passed the gate. Nobody's answer in time is a refusal.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from prefect import flow, pause_flow_run
@@ -19,6 +19,7 @@ from prefect.states import Completed, Failed, Running
 from pydantic import Field
 
 from prosemill.errors import ProsemillError
+from prosemill.orchestration.experiment import own_params
 from prosemill.orchestration.page import Page, quiet_mistakes
 from prosemill.orchestration.runs import close_lost_flow_runs, mark
 from prosemill.params import Gate, read_section
@@ -27,6 +28,8 @@ from prosemill.registry.promotion import examine, promote
 from prosemill.registry.store import Registry
 
 POLL_SECONDS = 2
+
+Hours = Annotated[float, Field(gt=0)]
 
 
 class Decision(RunInput):
@@ -37,7 +40,7 @@ class Decision(RunInput):
 
 
 @flow(name="promotion", description="The gate, a person's yes or no, and the change of the champion.")
-def promotion(version: int | None = None, approval: Literal["person", "none"] = "person", hours: float = 24) -> State[bool]:
+def promotion(version: int | None = None, approval: Literal["person", "none"] = "person", hours: Hours = 24) -> State[bool]:
     """Promote a version that passes the gate.
 
     Args:
@@ -56,11 +59,11 @@ def promotion(version: int | None = None, approval: Literal["person", "none"] = 
 
 
 def _run(version: int | None, approval: Literal["person", "none"], hours: float) -> State[bool]:
-    registry, section, run_id = Registry.open(), read_section("gate", Gate), UUID(flow_run.id)
+    registry, run_id = Registry.open(), UUID(flow_run.id)
     mark(run_id)
     with get_client(sync_client=True) as client:
         close_lost_flow_runs(client)
-        verdict = examine(registry, section, version)
+        verdict = examine(registry, read_section("gate", Gate, own_params()), version, wait=True)
         client.update_flow_run(run_id, name=f"version {verdict.version}")
     Page().show_verdict(verdict)
     if not verdict.passed:
@@ -70,7 +73,7 @@ def _run(version: int | None, approval: Literal["person", "none"], hours: float)
         registry.set_tags(verdict.version, {"decision": decision.model_dump_json(exclude={"description"})})
         if not decision.accept:
             return _refused(f"version {verdict.version} is refused: {decision.comment or 'no comment'}")
-    verdict = promote(registry, section, verdict.version)
+    verdict = promote(registry, read_section("gate", Gate, own_params()), verdict.version, wait=True)
     if not verdict.passed:  # somebody changed the champion or the gate while the person thought
         return _refused(f"version {verdict.version} does not pass the gate any more: {_failed(verdict)}")
     return Completed(name="Promoted", message=f"version {verdict.version} is the champion", data=True)

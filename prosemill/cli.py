@@ -85,12 +85,13 @@ def versions() -> None:
 @command
 def promote(version: Annotated[int | None, typer.Argument(help="Number of the version; the challenger if left out.")] = None) -> None:
     """Make a version the champion, if it passes the gate: section `gate` of params.yaml."""
+    from prosemill.orchestration.experiment import own_params
     from prosemill.params import Gate, read_section
     from prosemill.registry.promotion import promote
     from prosemill.registry.store import Registry
     from prosemill.registry.tables import print_verdict
 
-    verdict = promote(Registry.open(), read_section("gate", Gate), version)
+    verdict = promote(Registry.open(), read_section("gate", Gate, own_params()), version)
     print_verdict(verdict)
     if not verdict.passed:
         failed = ", ".join(rule.name for rule in verdict.rules if not rule.passed)

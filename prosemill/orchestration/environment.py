@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prosemill.console import say
@@ -58,7 +58,7 @@ def prefect_server() -> Iterator[None]:
     assert "prefect" not in sys.modules, "it has read its settings"
     for name, value in AT_THE_TERMINAL.items():
         os.environ.setdefault(name, value)
-    if os.environ.get("PREFECT_API_URL") or os.environ.get("PREFECT_PROFILE"):
+    if _is_named():
         yield
     elif (house := read_house()) is not None:
         os.environ.update(prefect_environment(house["prefect"]))
@@ -74,6 +74,15 @@ def prefect_server() -> Iterator[None]:
                 yield
             finally:
                 _hand_in_reports()
+
+
+def is_shared() -> bool:
+    """Whether the server is one that was there before, and stays: the user's or the house's."""
+    return _is_named() or read_house() is not None
+
+
+def _is_named() -> bool:
+    return bool(os.environ.get("PREFECT_API_URL") or os.environ.get("PREFECT_PROFILE"))
 
 
 def _hand_in_reports() -> None:
@@ -97,6 +106,8 @@ def prefect_environment(address: str) -> dict[str, str]:
         "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "true",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": address,
         "PREFECT_SERVER_UI_API_URL": f"{address}/api",
+        # A proxy is for others: it would be asked for this machine's own addresses, and told the password.
+        **{name: ",".join(filter(None, [os.environ.get(name), LOCAL, "localhost"])) for name in ("NO_PROXY", "no_proxy")},
     }
 
 
@@ -135,11 +146,10 @@ def wait_for(url: str, process: "subprocess.Popen[str]", what: str, log: Path) -
     while time.monotonic() < end:
         if process.poll() is not None:
             raise ProsemillError(f"{what} ended while it started: see the end of {log}")
-        try:
+        with suppress(requests.RequestException):
             if requests.get(url, timeout=5).ok:
                 return
-        except requests.RequestException:
-            time.sleep(0.1)
+        time.sleep(0.1)
     raise ProsemillError(f"{what} does not answer at {url} after {STARTUP_SECONDS} s: see the end of {log}")
 
 

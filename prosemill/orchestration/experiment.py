@@ -66,6 +66,11 @@ def restore_params() -> None:
         say(f"warning: {PARAMS} was changed while an experiment stood in its place; it is left so, and what it was before is {kept}")
 
 
+def own_params() -> Path:
+    """Where the user's own params stand: params.yaml, or beside it while an experiment stands in its place."""
+    return OWN if OWN.is_file() else PARAMS
+
+
 def compose(overrides: Sequence[str]) -> str:
     """The text of params.yaml with an experiment's values.
 

@@ -58,6 +58,7 @@ def live_in(ports: Ports) -> None:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt), alone(HOUSE_LOCK, "house (`prosemill up`)"), ExitStack() as stack:
+        HOUSE.unlink(missing_ok=True)  # of a house that was killed
         servers = stack.enter_context(_servers(ports))
         stack.callback(HOUSE.unlink, missing_ok=True)
         addresses = {"prefect": f"http://{LOCAL}:{ports.prefect}", "mlflow": f"http://{LOCAL}:{ports.mlflow}"}
@@ -65,7 +66,9 @@ def live_in(ports: Ports) -> None:
         say(f"Prefect  {addresses['prefect']}  (user and password: {AUTH})")
         say(f"MLflow   {addresses['mlflow']}")
         service = stack.enter_context(_Service(ports.service))
-        service.follow(_champion())
+        if (champion := _champion()) is None:
+            say("Service  comes with the first champion")
+        service.follow(champion)
         say("Ctrl-C ends them all")
         while True:
             time.sleep(CHAMPION_SECONDS)
@@ -114,7 +117,6 @@ class _Service:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "_Service":
-        say("Service  comes with the first champion")
         return self
 
     def __exit__(self, *_: object) -> None:

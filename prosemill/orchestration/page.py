@@ -20,7 +20,7 @@ from uuid import UUID
 from prosemill.errors import ProsemillError
 from prosemill.evaluation.table import HEADER, headline, table_cells
 from prosemill.registry.store import MODEL_NAME
-from prosemill.tracking.server import experiment_id
+from prosemill.tracking.server import experiment_id, needing_answers
 from prosemill.workspace import METRICS, REPORTS
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ class StageRow(NamedTuple):
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Have a server that is away fail a call immediately, a frozen one after `ANSWER_SECONDS`; Prefect's client tries for a minute."""
+    """Have a server that is away fail a call immediately, else Prefect's client tries for a minute; a frozen one fails a new client's
+    after `ANSWER_SECONDS`.
+    """
     from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER_SECONDS}):
@@ -73,7 +75,8 @@ class Page:
 
     def show_version(self, version: "Version", mlflow_page: str) -> None:
         """Links to the MLflow run and to the registered version."""
-        run = f"{mlflow_page}/#/experiments/{experiment_id()}/runs/{version.run_id}"
+        with needing_answers():
+            run = f"{mlflow_page}/#/experiments/{experiment_id()}/runs/{version.run_id}"
         registered = f"{mlflow_page}/#/models/{MODEL_NAME}/versions/{version.number}"
         for key, text, link in (("mlflow-run", "The MLflow run", run), ("registered-version", f"Version {version.number}", registered)):
             self._create(key, "create_link_artifact", link=link, link_text=text, description=text)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PIPELINE_LOCK = STATE / "pipeline.lock"
 RUNS = STATE / "runs"
-INTERVAL = 3.0  # seconds between two questions whether the page wants the run to end
+INTERVAL = 2.0  # seconds between two questions whether the page wants the run to end
 _MARKS = ExitStack()
 ENDED = "its process ended without a word: a crash, a kill or a machine that was switched off; run it again, and it goes on where it was"
 
@@ -80,7 +80,7 @@ def close_lost_flow_runs(client: "SyncPrefectClient") -> list[str]:
         with suppress(BusyError), alone(path, "process of this flow run"):
             with suppress(ObjectNotFound):
                 names += _close(client, UUID(path.stem))
-            path.unlink()  # last: what the server did not take is left to the next run
+            path.unlink(missing_ok=True)  # last: what the server did not take is left to the next run
     return names
 
 

@@ -6,6 +6,7 @@ reproduce("train", print, seconds=3600)   # "ran", "cached" or "unchanged"
 
 import json
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import takewhile
@@ -18,6 +19,8 @@ from prosemill.errors import TRY_AGAIN, ProsemillError
 from prosemill.supervised import run_supervised
 
 PIPELINE = Path("dvc.yaml")
+IN_USE = Path(".dvc/tmp/rwlock")
+"""DVC's list of the files that its commands are at."""
 NUM_LAST_LINES = 50
 
 Result = Literal["ran", "cached", "unchanged"]
@@ -56,17 +59,39 @@ def stage_names() -> list[str]:
         raise ProsemillError(f"{PIPELINE} is missing: run this in the repository's root") from None
 
 
-def leading_unchanged_stages(
-    *, seconds: float | None = None, tick: Callable[[], None] | None = None, hold: Sequence[int] = ()
-) -> list[str]:
+def mend_list_of_files_in_use() -> None:
+    """Remove DVC's list of files in use if a kill has cut it short, with which no command of DVC would run any more.
+
+    It is not written in one go: what cannot be read twice, a moment apart, is nobody's work.
+    """
+    for _ in range(2):
+        try:
+            json.loads(IN_USE.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        except ValueError:
+            time.sleep(0.5)
+        else:
+            return
+    IN_USE.unlink(missing_ok=True)
+
+
+def leading_unchanged_stages(*, tick: Callable[[], None] | None = None, hold: Sequence[int] = ()) -> list[str]:
     """The stages, in their order, before the first that has changed: asked at once, which takes as long as to ask for one.
 
+    Args:
+        tick: As in `run_supervised`.
+        hold: As in `run_supervised`.
+
     Raises:
-        CommandFailedError: `dvc status` failed; the arguments are those of `reproduce`.
+        CommandFailedError: `dvc status` failed.
     """
     lines: list[str] = []
-    run_command("status", ["dvc", "status", "--json"], lines.append, seconds=seconds, tick=tick, hold=hold)
-    changed = json.loads(next((line for line in lines if line.startswith("{")), "{}"))
+    run_command("status", ["dvc", "status", "--json"], lines.append, tick=tick, hold=hold)
+    answer = next((line for line in lines if line.startswith("{")), None)
+    if answer is None:
+        return []  # nothing is known to be unchanged
+    changed = json.loads(answer)
     return list(takewhile(lambda name: name not in changed, stage_names()))
 
 

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import prosemill
 from prosemill.console import say
 from prosemill.errors import ProsemillError
@@ -74,18 +72,6 @@ def log_package(trained: Path, *, run_id: str, name: str, params: Mapping[str, s
             client.finalize_logged_model(made.model_id, "READY")
         say("loading the package back in a fresh process")
         return Package(made.model_id, package_digest(folder), compare(f"models:/{made.model_id}", trained))
-
-
-def model_folder(package: Path) -> Path:
-    """The trained model's folder in a package. Raises `ProsemillError` if the folder is not a package of ours."""
-    from prosemill.packaged import MODEL
-
-    try:
-        described = yaml.safe_load((package / "MLmodel").read_text(encoding="utf-8"))
-        path = package / described["flavors"]["python_function"]["artifacts"][MODEL]["path"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        raise ProsemillError("the package is not one of `prosemill register`: register the model with it") from None
-    return Path(path)
 
 
 def compare(uri: str, trained: Path) -> float:

@@ -27,13 +27,14 @@ AT_THE_SAME_TIME = (
 )
 
 
-def promote(registry: Registry, section: Gate, number: int | None = None) -> Verdict:
+def promote(registry: Registry, section: Gate, number: int | None = None, *, wait: bool = False) -> Verdict:
     """Make a version the champion if it passes the gate; the verdict is kept with the version either way.
 
     Args:
         registry: Where it is.
         section: The gate's section of params.yaml.
         number: The version; None for the challenger.
+        wait: Whether to wait for another change on this machine.
 
     Returns:
         The verdict; if it did not pass, the champion is what it was.
@@ -42,7 +43,7 @@ def promote(registry: Registry, section: Gate, number: int | None = None) -> Ver
         ProsemillError: there is no such version, it is the champion already, the two do not compare, a package was altered, or somebody
             else changes the registry.
     """
-    with registry.locked():
+    with registry.locked(wait=wait):
         settle(registry)
         before = registry.served()
         verdict = _examine(registry, section, number)
@@ -51,9 +52,9 @@ def promote(registry: Registry, section: Gate, number: int | None = None) -> Ver
         return verdict
 
 
-def examine(registry: Registry, section: Gate, number: int | None = None) -> Verdict:
+def examine(registry: Registry, section: Gate, number: int | None = None, *, wait: bool = False) -> Verdict:
     """What the gate says of a version, kept with it; no alias moves. Arguments and errors as in `promote`."""
-    with registry.locked():
+    with registry.locked(wait=wait):
         settle(registry)
         return _examine(registry, section, number)
 

@@ -119,16 +119,19 @@ class Registry:
             return cls(mlflow)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, wait: bool = False) -> Iterator[None]:
         """Keep everybody else on this machine from changing the registry while the block runs.
 
+        Args:
+            wait: Whether to wait for another process that is changing it.
+
         Raises:
-            ProsemillError: another process is changing it.
+            ProsemillError: another process is changing it, and `wait` is off.
         """
         uri = tracking_uri().rstrip("/")
         beside = Path(f"{uri.removeprefix(SQLITE)}.registry.lock")
         path = beside if uri.startswith(SQLITE) else cache_folder() / "locks" / f"{sha256_of_value(uri)[:16]}.lock"
-        with alone(path, "change of the registry"):
+        with alone(path, "change of the registry", wait=wait):
             yield
 
     def aliases(self) -> dict[str, int]:

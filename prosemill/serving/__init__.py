@@ -19,7 +19,7 @@ from bentoml.exceptions import BentoMLException  # noqa: E402
 
 from prosemill.errors import ProsemillError  # noqa: E402
 from prosemill.serving.app import make_app  # noqa: E402
-from prosemill.serving.champion import find_champion, load_champion  # noqa: E402
+from prosemill.serving.champion import check_champion, load_champion  # noqa: E402
 from prosemill.serving.guard import Guard, refuse_open_door, refuse_open_doors  # noqa: E402
 
 usage_stats.do_not_track.cache_clear()  # `bentoml serve` has read its switch before it found this
@@ -52,7 +52,7 @@ class Service:
         given = click.get_current_context(silent=True)
         try:
             refuse_open_door((given and given.params.get("host")) or LOCAL)
-            find_champion()
+            check_champion()
         except ProsemillError as error:
             raise BentoMLException(str(error)) from None
 

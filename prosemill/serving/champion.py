@@ -11,7 +11,7 @@ import pandas as pd
 
 from prosemill.errors import ProsemillError
 from prosemill.packaged import PackagedModel
-from prosemill.registry.packaging import model_folder
+from prosemill.registry.lineage import model_folder
 from prosemill.registry.store import CHAMPION, MODEL_NAME, Registry, Version
 
 
@@ -35,14 +35,19 @@ class Champion:
 
 
 def find_champion() -> tuple[Registry, Version]:
-    """The version that is to be served. Raises `ProsemillError` if there is none, or its package is not as it was registered."""
+    """The version that is to be served. Raises `ProsemillError` if there is none."""
     registry = Registry.open()
     number = registry.served().champion
     if number is None:
         raise ProsemillError(f"{MODEL_NAME} has no {CHAMPION} to serve: `prosemill register` and `prosemill promote` make one")
-    version = registry.version(number)
+    return registry, registry.version(number)
+
+
+def check_champion() -> None:
+    """Raise `ProsemillError` if there is no champion, or its package is not as it was registered."""
+    registry, version = find_champion()
     with registry.whole_package(version):
-        return registry, version
+        pass
 
 
 def load_champion() -> Champion:

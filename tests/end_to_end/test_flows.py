@@ -19,7 +19,7 @@ from tests.end_to_end.prefect_api import PrefectApi, client_environment, serving
 
 STAGES = ["download", "tokenize", "group", "train", "evaluate"]
 LONG = ("-S", "train.max_steps=30000")  # some minutes of training
-SECONDS = 90  # for what takes a few
+SECONDS = 180  # for what takes a few
 
 
 class Workspace:
@@ -183,7 +183,8 @@ def test_without_a_server_it_runs_on_one_of_its_own_and_leaves_nothing_behind(wo
     clone = workspace.clone
     command, output = [sys.executable, "-m", "flows"], clone.folder / ".prosemill/output"
     with output.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(command, cwd=clone.folder, env=clone.environment, stdout=file, stderr=subprocess.STDOUT, text=True)
+        environment = clone.environment | {"HTTP_PROXY": "http://127.0.0.1:9"}  # which is not for this machine's own servers
+        process = subprocess.Popen(command, cwd=clone.folder, env=environment, stdout=file, stderr=subprocess.STDOUT, text=True)
     wait_until(lambda: "page of this run" in workspace.output(), workspace.output)
     processes = psutil.Process(process.pid).children(recursive=True)
     assert any("server" in each.cmdline() for each in processes)
@@ -191,6 +192,11 @@ def test_without_a_server_it_runs_on_one_of_its_own_and_leaves_nothing_behind(wo
     assert len(re.findall("Finished in state (Unchanged|Cached)", workspace.output())) == len(STAGES)
     assert "Error" not in workspace.output(), "nothing waits to be reported when the server ends"
     assert living(processes) == []
+
+
+def test_a_promotion_is_not_asked_of_a_server_that_ends_with_the_run(workspace: Workspace) -> None:
+    output = workspace.clone.run(sys.executable, "-m", "flows", "--promote", fails=True)
+    assert output == "error: --promote asks the flow `promotion`, which needs a server that stays: start `prosemill up` first\n"
 
 
 def test_an_experiment_comes_and_goes_and_its_version_points_to_its_commit(workspace: Workspace) -> None:

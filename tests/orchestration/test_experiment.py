@@ -20,6 +20,7 @@ from prosemill.orchestration.experiment import (
     compose,
     experiment,
     experiment_name,
+    own_params,
     restore_params,
     run_name,
     save_experiment,
@@ -341,6 +342,13 @@ def test_a_run_is_called_by_its_experiment_and_commit(repository: Callable[..., 
         name = run_name(has_changes=False)
         assert name == f"tiny on {values()['download']['corpus']['name']} @ {commit}"
         assert run_name(has_changes=True) == f"{name} + changes"
+
+
+def test_the_users_own_params_can_be_read_while_an_experiment_stands_in_their_place(own: bytes) -> None:
+    assert own_params() == PARAMS
+    with experiment(OVERRIDES):
+        assert own_params().read_bytes() == own != PARAMS.read_bytes()
+    assert own_params() == PARAMS
 
 
 def test_a_params_file_that_is_missing_is_one_line_that_brings_it_back(own: bytes) -> None:

@@ -9,9 +9,11 @@ import yaml
 
 from prosemill.errors import TRY_AGAIN, ProsemillError
 from prosemill.orchestration.stages import (
+    IN_USE,
     NUM_LAST_LINES,
     CommandFailedError,
     leading_unchanged_stages,
+    mend_list_of_files_in_use,
     readable,
     reproduce,
     run_command,
@@ -113,6 +115,19 @@ def test_stages_before_the_first_that_has_changed_need_not_be_run(repository: Pa
     (repository / "params.yaml").write_text("write: 2\n", encoding="utf-8")
     reproduce("count", print)
     assert leading_unchanged_stages() == [], "what comes after a change may change too"
+
+
+@pytest.mark.parametrize("cut", ["", "{"])
+def test_a_kill_of_dvc_does_not_keep_the_next_one_from_running(repository: Path, cut: str) -> None:
+    reproduce("write", print)
+    IN_USE.write_text(cut, encoding="utf-8")
+    with pytest.raises(CommandFailedError, match="rwlock"):
+        leading_unchanged_stages()
+    mend_list_of_files_in_use()
+    assert leading_unchanged_stages() == ["write"]
+    IN_USE.write_text('{"a": {}}', encoding="utf-8")
+    mend_list_of_files_in_use()
+    assert IN_USE.exists(), "another command of DVC may be at work"
 
 
 def test_a_failure_is_the_stages_own_line_and_what_it_printed_last(repository: Path) -> None:

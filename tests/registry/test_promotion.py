@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -187,6 +188,21 @@ def test_an_alias_to_a_version_that_is_gone_is_refused(registry: Registry) -> No
     with pytest.raises(ProsemillError, match=f"version {extra} of prosemill is not in the registry"):
         promote(registry, GATE, extra)
     assert aliases(registry) == (1, None, None)
+
+
+def test_who_waits_comes_after_the_change_that_is_at_work(registry: Registry) -> None:
+    came = threading.Event()
+
+    def come() -> None:
+        with registry.locked(wait=True):
+            came.set()
+
+    with registry.locked():
+        waiting = threading.Thread(target=come)
+        waiting.start()
+        assert not came.wait(0.5)
+    waiting.join(timeout=30)
+    assert came.is_set()
 
 
 def test_two_promotions_at_once_are_one(registry: Registry) -> None:

@@ -31,7 +31,7 @@ class MemoryRegistry(Registry):
             raise Cut
         self.writes_left -= 1
 
-    def locked(self) -> Any:
+    def locked(self, *, wait: bool = False) -> Any:
         return pytest.MonkeyPatch.context()  # a context that does nothing: one thread is at work
 
     def whole_package(self, version: Version) -> Any:

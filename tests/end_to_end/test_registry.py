@@ -134,13 +134,16 @@ def test_bentoml_serves_the_champion_on_this_machine_alone(champion: Clone) -> N
 
 
 def test_an_altered_champion_is_not_served(champion: Clone) -> None:
-    (weights,) = (champion.folder / ".prosemill/mlflow/artifacts/models").glob("*/artifacts/artifacts/*/model.safetensors")
-    content = weights.read_bytes()
+    packages = champion.folder / ".prosemill/mlflow/artifacts/models"
+    contents = {weights: weights.read_bytes() for weights in packages.glob("*/artifacts/artifacts/*/model.safetensors")}
+    assert contents
     try:
-        weights.write_bytes(content[:-1] + b"\0")
+        for weights, content in contents.items():
+            weights.write_bytes(content[:-1] + b"\0")
         assert "was altered after it was registered" in serve(champion)
     finally:
-        weights.write_bytes(content)
+        for weights, content in contents.items():
+            weights.write_bytes(content)
 
 
 def test_a_service_that_others_could_reach_does_not_start(champion: Clone) -> None:

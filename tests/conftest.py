@@ -7,6 +7,7 @@ os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARN
 
 import json
 import pydoc_data.topics
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ import pytest
 
 from prosemill.end_of_text import END_OF_TEXT
 from tests.wikitext_files import SAMPLE, WikiText, needs_sample, write_wikitext
+
+# A shell starts what it runs in the background (`make test &`) deaf to Ctrl-C, and every program below would be deaf as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

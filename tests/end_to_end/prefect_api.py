@@ -47,10 +47,10 @@ class PrefectApi:
         found: list[dict[str, Any]] = self.call("POST", "/flow_runs/filter", sort="START_TIME_DESC")
         return found
 
-    def task_states(self, flow_run: str) -> dict[str, str]:
-        """Names of the states of a flow run's tasks."""
+    def task_states(self, flow_run: str) -> dict[str, str | None]:
+        """Names of the states of a flow run's tasks; a task that has just been made has none yet."""
         found = self.call("POST", "/task_runs/filter", flow_runs={"id": {"any_": [flow_run]}})
-        return {run["name"]: run["state"]["name"] for run in found}
+        return {run["name"]: run["state_name"] for run in found}
 
     def artifacts(self, flow_run: str) -> dict[str, dict[str, Any]]:
         """A flow run's artifacts by key, the newest of each."""

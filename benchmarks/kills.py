@@ -115,11 +115,9 @@ def kill_once(folder: Path, moment: float, *, alone: bool, expected: dict[str, A
 
 def kill_often(root: Path, kills: int, seed: int) -> Iterator[Kill]:
     """Kill the pipeline so many times, each in a clone below `root`."""
-    run_whole(root / "uncut", make_clone(root / "uncut"))
+    seconds = run_whole(root / "uncut", make_clone(root / "uncut"))
     expected = result_of(root / "uncut")
     assert expected["tracked runs"] == ["FINISHED"]
-    seconds = run_whole(root / "again", make_clone(root / "again"))  # the first run also warms the machine's caches
-    assert result_of(root / "again") == expected, "two uncut runs must not differ"
     say(f"an uncut run takes {seconds:.0f} s and leaves {len(expected)} digests and numbers")
     generator = random.Random(seed)  # noqa: S311 - moments, no secrets
     for number in range(kills):

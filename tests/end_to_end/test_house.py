@@ -196,17 +196,16 @@ def test_a_second_house_in_the_same_workspace_is_refused(house: House) -> None:
     assert requests.get(f"{house.prefect}/api/health", timeout=TIMEOUT).ok, "the first one goes on"
 
 
-def test_a_deployments_run_that_is_cancelled_in_the_page_ends(clone: HouseClone, tmp_path: Path) -> None:
-    with running_house(clone, tmp_path / "up.log") as house:
-        api = house.api()
-        deployment = api.call("GET", "/deployments/name/pipeline/on-demand")["id"]
-        parameters = {"overrides": ["train.max_steps=30000"]}
-        run = api.call("POST", f"/deployments/{deployment}/create_flow_run", parameters=parameters, state={"type": "SCHEDULED"})["id"]
-        until(lambda: api.task_states(run).get("train") == "Running" and bool(training(clone)), START_SECONDS, "it trains")
-        steps = {process for process in clone.processes() if "--single-item" in process.cmdline()} | training(clone)
-        api.call("POST", f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
-        until(lambda: not living(steps), END_SECONDS, "no process of the pipeline is left")
-        until(lambda: api.call("GET", f"/flow_runs/{run}")["state"]["type"] == "CANCELLED", START_SECONDS, "it is cancelled")
+def test_a_deployments_run_that_is_cancelled_in_the_page_ends(house: House) -> None:
+    api, clone = house.api(), house.clone
+    deployment = api.call("GET", "/deployments/name/pipeline/on-demand")["id"]
+    parameters = {"overrides": ["train.max_steps=30000"]}
+    run = api.call("POST", f"/deployments/{deployment}/create_flow_run", parameters=parameters, state={"type": "SCHEDULED"})["id"]
+    until(lambda: api.task_states(run).get("train") == "Running" and bool(training(clone)), START_SECONDS, "it trains")
+    steps = {process for process in clone.processes() if "--single-item" in process.cmdline()} | training(clone)
+    api.call("POST", f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
+    until(lambda: not living(steps), END_SECONDS, "no process of the pipeline is left")
+    until(lambda: api.call("GET", f"/flow_runs/{run}")["state"]["type"] == "CANCELLED", START_SECONDS, "it is cancelled")
 
 
 def training(clone: HouseClone) -> set[psutil.Process]:

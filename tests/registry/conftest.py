@@ -63,13 +63,17 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def registered(server: Server, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, texts: list[str]) -> Workspace:
-    """A workspace whose three models are versions 1 to 3, each better than the one before it."""
+    """A workspace whose three models are versions 1 to 3, each better than the one before it.
+
+    The first one's package alone is loaded back in a process of its own, which takes seconds each.
+    """
     workspace = Workspace(tmp_path_factory.mktemp("registered") / "workspace", tiny_model, texts)
     with environment(server.environment), pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace.folder)
         for number in range(1, NUM_VERSIONS + 1):
             workspace.train(f"{number:016x}", seed=number, bits_per_byte=2.4 - 0.1 * number)
             assert register().number == number
+            patch.setattr(packaging, "compare", lambda uri, trained: 0.0)
     return workspace
 
 
@@ -89,7 +93,7 @@ def registry(server: Server, registered: Workspace, monkeypatch: pytest.MonkeyPa
 def fresh(tmp_path: Path, tiny_model: Path, texts: list[str], empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """An empty workspace with a store of its own, which is the current folder.
 
-    Packages are not loaded back in a process of their own, which takes seconds each: test_packaging.py and `registered` do that.
+    Packages are not loaded back in a process of their own: test_packaging.py and `registered` do that.
     """
     workspace = empty_workspace(tmp_path, tiny_model, texts, monkeypatch)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -91,14 +91,14 @@ def _run(overrides: list[str], force: bool, promote: bool, if_busy: Literal["wai
     logger, run_id, page = get_run_logger(), UUID(flow_run.id), Page()
     mark(run_id)
     with get_client(sync_client=True) as client:
-        tick = Cancellation(client, run_id) if deployment.id is None else _nothing  # else the worker stops the run
+        tick = Cancellation(run_id) if deployment.id is None else _nothing  # else the worker stops the run
         with at_work(if_busy, logger.info, tick) as lock:
             for name in (*close_lost_flow_runs(client), *close_lost_tracked_runs()):
                 logger.warning(f"{name} was left open by a crash; it is closed now")
             restore_params()  # an experiment that was killed is no change of the user's
             changes = [path for path in uncommitted_changes() if not overrides or path != PARAMS.as_posix()]
             with experiment(overrides):
-                client.update_flow_run(run_id, name=run_name(has_changes=bool(changes)))
+                client.update_flow_run(run_id, name=run_name(overrides, has_changes=bool(changes)))
                 if changes:
                     logger.warning(f"uncommitted changes go into this run: {', '.join(changes)}")
                 run_stages(page, force, hours, lock, tick)

@@ -128,12 +128,16 @@ def lineage(version: Annotated[int, typer.Argument(help="Number of the version."
 
 @command
 def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
-    """Open the page of tracked runs (MLflow) on this machine alone; Ctrl-C ends it."""
+    """Open the page of tracked runs (MLflow) on this machine alone; Ctrl-C ends it. A server that you have named has a page already."""
     import os
 
+    from prosemill.orchestration.environment import named_mlflow_server
     from prosemill.orchestration.house import mlflow_command, mlflow_environment
     from prosemill.tracking.server import connect
 
+    if (named := named_mlflow_server()) is not None:
+        typer.echo(f"tracked runs: {named}")
+        return
     connect()  # which makes the store, if this comes before the first run
     os.environ.update(mlflow_environment(port))
     typer.echo(f"tracked runs: http://127.0.0.1:{port}  (Ctrl-C ends the page)")

@@ -15,6 +15,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -119,23 +120,28 @@ def server_command(address: str) -> list[str]:
 def read_house() -> dict[str, str] | None:
     """Addresses of the servers that `prosemill up` runs here: `prefect`, `mlflow`; None if it does not run."""
     try:
+        addresses: dict[str, str] = json.loads(HOUSE.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None  # before the lock is tried: a house that is just starting must not find it taken
+    try:
         with alone(HOUSE_LOCK, "house"):
-            return None
+            return None  # the file is left of one that was killed
     except BusyError:
-        try:
-            addresses: dict[str, str] = json.loads(HOUSE.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return None  # it is just starting
         return addresses
 
 
 def mlflow_page() -> str:
     """The address of MLflow's page: the tracking server's own, or else where `prosemill up` or `prosemill ui` shows it."""
-    given = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if given.startswith("http"):
-        return given.rstrip("/")
+    if (named := named_mlflow_server()) is not None:
+        return named
     house = read_house()
     return house["mlflow"] if house else f"http://{LOCAL}:{MLFLOW_PORT}"
+
+
+def named_mlflow_server() -> str | None:
+    """The tracking server that the user has named by an address of the web: it has a page of its own."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return given.rstrip("/") if given.startswith("http") else None
 
 
 def wait_for(url: str, process: "subprocess.Popen[str]", what: str, log: Path) -> None:
@@ -162,18 +168,27 @@ def free_port() -> int:
 
 def _auth() -> str:
     """User and password of the server, made on first use; readable by the file's owner alone."""
-    STATE.mkdir(parents=True, exist_ok=True)
     try:
-        descriptor = os.open(AUTH, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        found = AUTH.read_text(encoding="ascii").strip()
-        if found.count(":") == 1 and not found.endswith(":"):
-            return found
-        raise ProsemillError(f"{AUTH} is broken: delete it, and a new password is made") from None
+        STATE.mkdir(parents=True, exist_ok=True)
+        if not AUTH.exists() and _make_auth():
+            say(f"made a password for the Prefect server: {AUTH}")
     except OSError as error:
         raise ProsemillError(f"{AUTH} cannot be made ({error.strerror}): make its folder writable") from None
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        made = f"prosemill:{secrets.token_urlsafe(24)}"
-        file.write(made)
-    say(f"made a password for the Prefect server: {AUTH}")
-    return made
+    found = AUTH.read_text(encoding="ascii").strip()
+    if found.count(":") != 1 or found.endswith(":"):
+        raise ProsemillError(f"{AUTH} is broken: delete it, and a new password is made")
+    return found
+
+
+def _make_auth() -> bool:
+    """Whether the file came to be, whole from the first moment; another process may have been faster."""
+    descriptor, part = tempfile.mkstemp(prefix=f"{AUTH.name}.", dir=AUTH.parent)  # which its owner alone can read
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(f"prosemill:{secrets.token_urlsafe(24)}")
+        os.link(part, AUTH)
+    except FileExistsError:
+        return False
+    finally:
+        Path(part).unlink()
+    return True

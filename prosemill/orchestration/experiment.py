@@ -46,7 +46,7 @@ def experiment(overrides: Sequence[str]) -> Iterator[None]:
     write_durably(COMPOSED_DIGEST, sha256_of_value(text))
     write_durably(OWN, _text(PARAMS))
     try:
-        write_durably(PARAMS, text)
+        write_durably(PARAMS.resolve(), text)  # a link stays one
         yield
     finally:
         restore_params()
@@ -57,11 +57,14 @@ def restore_params() -> None:
     if not OWN.is_file():
         return
     if sha256_of_value(_text(PARAMS)) == COMPOSED_DIGEST.read_text(encoding="utf-8"):
-        OWN.replace(PARAMS)
+        write_durably(PARAMS.resolve(), _text(OWN))
+        OWN.unlink()
     elif sha256_of_file(PARAMS) == sha256_of_file(OWN):
         OWN.unlink()
     else:
         kept = PARAMS.with_name(f"{PARAMS.name}.before-experiment")
+        if kept.exists():  # an earlier one is the user's to delete
+            kept = kept.with_name(f"{kept.name}-{sha256_of_file(OWN)[:8]}")
         OWN.replace(kept)
         say(f"warning: {PARAMS} was changed while an experiment stood in its place; it is left so, and what it was before is {kept}")
 
@@ -146,11 +149,17 @@ def uncommitted_changes() -> list[str]:
     return finished.stdout.splitlines() if finished.returncode == 0 else []
 
 
-def run_name(*, has_changes: bool) -> str:
-    """What a run of params.yaml is called: the experiment and the commit."""
+def run_name(overrides: Sequence[str], *, has_changes: bool) -> str:
+    """What a run of params.yaml is called: model, corpus, whatever else the experiment sets, and the commit."""
     download = read_section("download", Download)
+    others = [override for override in overrides if not override.startswith(("model=", "corpus="))]
+    name = ", ".join([f"{download.model.name} on {download.corpus.name}", *others])
     commit = git_state(Path.cwd())["git_commit"][:7]
-    return f"{download.model.name} on {download.corpus.name} @ {commit}" + (" + changes" if has_changes else "")
+    return f"{_cut(name)} @ {commit}" + (" + changes" if has_changes else "")
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
 
 
 def _text(path: Path) -> str:

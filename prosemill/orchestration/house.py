@@ -2,9 +2,9 @@
 
     live_in(Ports(prefect=4200, mlflow=5000, service=3000))
 
-Prefect's server with the deployments of prefect.yaml, a worker for them, MLflow's page, and the service of the registry's champion as soon
-as there is one. Every server listens on the loopback interface alone and is watched by a supervisor, so that none outlives this process,
-however that ends.
+Prefect's server with the deployments of prefect.yaml, a worker for them, MLflow's page unless `MLFLOW_TRACKING_URI` names a server that
+has one, and the service of the registry's champion as soon as there is one. Every server listens on the loopback interface alone and is
+watched by a supervisor, so that none outlives this process, however that ends.
 """
 
 import json
@@ -28,6 +28,7 @@ from prosemill.orchestration.environment import (
     HOUSE_LOCK,
     LOCAL,
     LOGS,
+    named_mlflow_server,
     prefect_environment,
     server_command,
     wait_for,
@@ -61,7 +62,7 @@ def live_in(ports: Ports) -> None:
         HOUSE.unlink(missing_ok=True)  # of a house that was killed
         servers = stack.enter_context(_servers(ports))
         stack.callback(HOUSE.unlink, missing_ok=True)
-        addresses = {"prefect": f"http://{LOCAL}:{ports.prefect}", "mlflow": f"http://{LOCAL}:{ports.mlflow}"}
+        addresses = {"prefect": f"http://{LOCAL}:{ports.prefect}", "mlflow": named_mlflow_server() or f"http://{LOCAL}:{ports.mlflow}"}
         write_durably(HOUSE, json.dumps(addresses))
         say(f"Prefect  {addresses['prefect']}  (user and password: {AUTH})")
         say(f"MLflow   {addresses['mlflow']}")
@@ -88,16 +89,19 @@ def _servers(ports: Ports) -> Iterator[dict[str, "subprocess.Popen[str]"]]:
     connect()  # which makes MLflow's store
     prefect, mlflow = f"http://{LOCAL}:{ports.prefect}", f"http://{LOCAL}:{ports.mlflow}"
     os.environ.update(prefect_environment(prefect))
-    os.environ.update(mlflow_environment(ports.mlflow))
     os.environ.setdefault("BENTOML_HOME", str((STATE / "bentoml").absolute()))
     with ExitStack() as stack:
-        commands = {"prefect-server": server_command(prefect), "mlflow": mlflow_command(ports.mlflow)}
+        commands = {"prefect-server": server_command(prefect)}
+        if named_mlflow_server() is None:
+            os.environ.update(mlflow_environment(ports.mlflow))
+            commands["mlflow"] = mlflow_command(ports.mlflow)
         servers = {name: stack.enter_context(supervised(command, _log(name))) for name, command in commands.items()}
         wait_for(f"{prefect}/api/health", servers["prefect-server"], "the Prefect server", _log("prefect-server"))
         _deploy()
         worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process"]
         servers["prefect-worker"] = stack.enter_context(supervised(worker, _log("prefect-worker")))
-        wait_for(f"{mlflow}/health", servers["mlflow"], "MLflow", _log("mlflow"))
+        if "mlflow" in servers:
+            wait_for(f"{mlflow}/health", servers["mlflow"], "MLflow", _log("mlflow"))
         yield servers
 
 
@@ -147,15 +151,18 @@ class _Service:
 
 
 def mlflow_command(port: int) -> list[str]:
-    """The command of MLflow's page on this machine alone."""
-    from prosemill.tracking.server import tracking_uri
-
-    return [sys.executable, "-m", "mlflow", "ui", "--host", LOCAL, "--port", str(port), "--backend-store-uri", tracking_uri()]
+    """The command of MLflow's page on this machine alone, in `mlflow_environment`."""
+    return [sys.executable, "-m", "mlflow", "ui", "--host", LOCAL, "--port", str(port)]
 
 
 def mlflow_environment(port: int) -> dict[str, str]:
-    """Without a list of hosts MLflow answers to names that a foreign page can point at this machine."""
-    return {"MLFLOW_SERVER_ALLOWED_HOSTS": os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS", f"{LOCAL}:{port},localhost:{port}")}
+    """What MLflow's page gets by the environment: its store, whose password a command line would show to everybody on this machine, and
+    its hosts: without a list it answers to names that a foreign page can point at this machine.
+    """
+    from prosemill.tracking.server import tracking_uri
+
+    hosts = os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS", f"{LOCAL}:{port},localhost:{port}")
+    return {"MLFLOW_BACKEND_STORE_URI": tracking_uri(), "MLFLOW_SERVER_ALLOWED_HOSTS": hosts}
 
 
 def _deploy() -> None:

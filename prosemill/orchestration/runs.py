@@ -3,17 +3,21 @@
     with at_work("wait") as lock:
         ...
 
-A run is known by the lock that its process holds: `.prosemill/runs/<flow run>.lock` for Prefect, `.checkpoints/<fingerprint>.lock` for
-MLflow. Whoever died holds none, so the next run can say on the servers what the dead one could not.
+A run is known by the lock that its process holds: `.prosemill/runs/<server>/<flow run>.lock` for Prefect, `.checkpoints/<fingerprint>.lock`
+for MLflow. Whoever died holds none, so the next run can say on the servers what the dead one could not.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
+from prosemill.digests import sha256_of_value
 from prosemill.locks import BusyError, alone
+from prosemill.orchestration.environment import HOME
 from prosemill.workspace import CHECKPOINTS, STATE
 
 if TYPE_CHECKING:
@@ -68,7 +72,14 @@ def mark(flow_run: UUID) -> None:
 
     Not only until the run's code has ended: Prefect tells its server after that how it went.
     """
-    _MARKS.enter_context(alone(RUNS / f"{flow_run}.lock", "process of this flow run"))
+    _MARKS.enter_context(alone(marks() / f"{flow_run}.lock", "process of this flow run"))
+
+
+def marks() -> Path:
+    """Where the marks of runs lie that the present Prefect server knows; those of another wait until that one is used again."""
+    own = os.environ.get("PREFECT_HOME") == str(HOME.absolute())  # whose port changes, and whose store is the same
+    name = os.environ.get("PREFECT_API_URL") or os.environ.get("PREFECT_PROFILE")
+    return RUNS / ("own" if own else sha256_of_value(name)[:16])
 
 
 def close_lost_flow_runs(client: "SyncPrefectClient") -> list[str]:
@@ -76,7 +87,7 @@ def close_lost_flow_runs(client: "SyncPrefectClient") -> list[str]:
     from prefect.exceptions import ObjectNotFound
 
     names = []
-    for path in sorted(RUNS.glob("*.lock")):
+    for path in sorted(marks().glob("*.lock")):
         with suppress(BusyError), alone(path, "process of this flow run"):
             with suppress(ObjectNotFound):
                 names += _close(client, UUID(path.stem))
@@ -118,8 +129,14 @@ def say_cancelled(client: "SyncPrefectClient", flow_run: UUID) -> None:
 class Cancellation:
     """Looks from time to time, when called, whether the flow run was cancelled in the page."""
 
-    def __init__(self, client: "SyncPrefectClient", flow_run: UUID) -> None:
-        self._client, self._flow_run, self._next = client, flow_run, 0.0
+    def __init__(self, flow_run: UUID) -> None:
+        from prefect.client.orchestration import get_client
+
+        from prosemill.orchestration.page import at_once
+
+        self._flow_run, self._next = flow_run, 0.0
+        with at_once():
+            self._client = get_client(sync_client=True)  # of its own: a client stays as patient as it was made
 
     def __call__(self) -> None:
         """Raise `CancelledInPage` if it was. A server that does not answer cancels nothing."""

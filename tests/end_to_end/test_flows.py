@@ -13,6 +13,7 @@ from typing import Any
 import mlflow
 import psutil
 import pytest
+import yaml
 
 from tests.end_to_end.conftest import Clone, make_clone
 from tests.end_to_end.prefect_api import PrefectApi, client_environment, serving
@@ -169,6 +170,36 @@ def test_a_promotion_of_the_champion_is_one_line(workspace: Workspace) -> None:
     assert start_promotion(workspace, "1, approval='none'").wait(SECONDS) == 0
     state = newest_promotion(workspace)["state"]
     assert (state["type"], state["message"]) == ("FAILED", "version 1 is the champion already: there is nothing to promote")
+
+
+def test_the_gate_alone_promotes_where_nobody_is_asked(workspace: Workspace) -> None:
+    tracked(workspace).delete_registered_model_alias("prosemill", "champion")
+    assert start_promotion(workspace, "1, approval='none'").wait(SECONDS) == 0
+    state = newest_promotion(workspace)["state"]
+    assert (state["name"], state["message"]) == ("Promoted", "version 1 is the champion")
+    assert aliased(workspace, "champion") == "1"
+
+
+def test_a_gate_that_became_stricter_while_a_person_thought_refuses(workspace: Workspace) -> None:
+    params = workspace.clone.folder / "params.yaml"
+    before = params.read_bytes()
+    tracked(workspace).delete_registered_model_alias("prosemill", "champion")
+    process = start_promotion(workspace, "1, hours=1")
+    try:
+        values = yaml.safe_load(before)
+        values["gate"]["min_improvement"] = 9.0
+        params.write_text(yaml.safe_dump(values), encoding="utf-8")
+        workspace.api.call("POST", f"/flow_runs/{newest_promotion(workspace)['id']}/resume", run_input={"accept": True, "comment": ""})
+        assert process.wait(SECONDS) == 0
+        state = newest_promotion(workspace)["state"]
+        assert (state["name"], state["message"]) == ("Refused", "version 1 does not pass the gate any more: bits per byte")
+        assert start_promotion(workspace, "1, approval='none'").wait(SECONDS) == 0
+        state = newest_promotion(workspace)["state"]
+        assert (state["name"], state["message"]) == ("Refused", "version 1 does not pass the gate: bits per byte")
+        assert aliased(workspace, "champion") is None
+    finally:
+        params.write_bytes(before)
+        tracked(workspace).set_registered_model_alias("prosemill", "champion", "1")
 
 
 def test_an_experiment_comes_and_goes_and_its_version_points_to_its_commit(workspace: Workspace) -> None:

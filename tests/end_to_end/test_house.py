@@ -201,16 +201,19 @@ def test_a_deployments_run_that_is_cancelled_in_the_page_ends(house: House) -> N
     deployment = api.call("GET", "/deployments/name/pipeline/on-demand")["id"]
     parameters = {"overrides": ["train.max_steps=30000"]}
     run = api.call("POST", f"/deployments/{deployment}/create_flow_run", parameters=parameters, state={"type": "SCHEDULED"})["id"]
-    until(lambda: api.task_states(run).get("train") == "Running" and bool(training(clone)), START_SECONDS, "it trains")
-    steps = {process for process in clone.processes() if "--single-item" in process.cmdline()} | training(clone)
+    until(
+        lambda: api.task_states(run).get("train") == "Running" and "stages.train" in stages_of(clone).values(), START_SECONDS, "it trains"
+    )
+    steps = {process for process in clone.processes() if "--single-item" in process.cmdline()} | stages_of(clone).keys()
     api.call("POST", f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
     until(lambda: not living(steps), END_SECONDS, "no process of the pipeline is left")
     until(lambda: api.call("GET", f"/flow_runs/{run}")["state"]["type"] == "CANCELLED", START_SECONDS, "it is cancelled")
 
 
-def training(clone: HouseClone) -> set[psutil.Process]:
-    """The processes of a clone that train."""
-    return {process for process, command in told(clone.processes(), psutil.Process.cmdline).items() if command[-1:] == ["stages.train"]}
+def stages_of(clone: HouseClone) -> dict[psutil.Process, str]:
+    """The processes of a clone's stages, by the module that they run."""
+    commands = told(clone.processes(), psutil.Process.cmdline)
+    return {process: command[-1] for process, command in commands.items() if command and command[-1].startswith("stages.")}
 
 
 @pytest.mark.parametrize("option", PORT_OPTIONS)
@@ -254,11 +257,18 @@ def test_a_house_ends_in_one_line_when_a_server_of_it_dies(clone: HouseClone, tm
         assert house.log.read_text().splitlines()[-1] == "error: mlflow has ended: see the end of .prosemill/logs/mlflow.log"
 
 
-def test_a_killed_house_leaves_no_process(clone: HouseClone, tmp_path: Path) -> None:
-    with started_house(clone, tmp_path / "up.log") as house:
-        started = house.processes()
-        house.process.kill()
-        assert house.process.wait() == -signal.SIGKILL
+def test_a_house_that_is_killed_while_a_stage_works_leaves_no_process(house: House, clone: HouseClone, tmp_path: Path) -> None:
+    """With a tracking server that the user names, as it does without one: it runs none of its own."""
+    with started_house(clone, tmp_path / "up.log", MLFLOW_TRACKING_URI=house.mlflow) as killed:
+        assert f"MLflow   {house.mlflow}\n" in killed.log.read_text()
+        assert not [command for command in told(clone.processes(), psutil.Process.cmdline).values() if "mlflow" in command]
+        api = killed.api()
+        deployment = api.call("GET", "/deployments/name/pipeline/small")["id"]
+        api.call("POST", f"/deployments/{deployment}/create_flow_run", state={"type": "SCHEDULED"})
+        until(lambda: bool(stages_of(clone)), START_SECONDS, "a stage works")
+        started = killed.processes()
+        killed.process.kill()
+        assert killed.process.wait() == -signal.SIGKILL
         until(lambda: not living(started | clone.processes()), END_SECONDS, "nothing of the house is left")
 
 

@@ -153,7 +153,7 @@ def house(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def run(browser: Browser, house: House) -> str:
     """The address of a run of the pipeline, started in the page, whose steps the page has shown as completed."""
     browser.open(f"{house.prefect}/v2/deployments")
-    browser.click("//a[.='on-demand']")
+    browser.click("//a[.='small']")
     browser.click("//button[normalize-space()='Run']")
     browser.click("//*[@role='menuitem'][.='Quick run']")
     browser.click("//a[.='View run']")
@@ -247,6 +247,13 @@ def test_the_new_champion_is_served(house: House, run: str) -> None:
     until(lambda: f"Service  {house.service}  (version 1)" in house.log.read_text(), START_SECONDS, "the house serves the champion")
     answer = requests.post(f"{house.service}/generate", json={"prompt": "import ", "max_new_tokens": 8}, timeout=60)
     assert answer.json()["model_version"] == 1
+
+
+def test_a_champion_that_is_taken_away_is_served_no_more(house: House, run: str) -> None:
+    mlflow.MlflowClient(house.mlflow).delete_registered_model_alias("prosemill", "champion")
+    until(lambda: "Service  ended, there is no champion any more" in house.log.read_text(), START_SECONDS, "the house follows")
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{house.service}/livez", timeout=60)
 
 
 @pytest.mark.xfail(strict=True, reason="Prefect's page asks Amplitude at every start; analytics_enabled keeps only its events back")

@@ -183,6 +183,27 @@ def test_an_edit_meanwhile_stays_and_the_earlier_text_is_kept(own: bytes, capsys
         assert (PARAMS.read_bytes(), capsys.readouterr().err) == (edit, ""), "it is said once"
 
 
+def test_what_was_kept_of_an_earlier_edit_stays(own: bytes) -> None:
+    for edit in (b"group: {block_size: 16}\n", b"group: {block_size: 32}\n"):
+        with experiment(OVERRIDES):
+            PARAMS.write_bytes(edit)
+        if edit.endswith(b"16}\n"):
+            PARAMS.write_bytes(own + b"# mine\n")
+    kept = sorted(path.read_bytes() for path in Path.cwd().glob("params.yaml.before-experiment*"))
+    assert kept == [own, own + b"# mine\n"]
+
+
+def test_a_link_stays_one(own: bytes) -> None:
+    Path("mine.yaml").write_bytes(own)
+    PARAMS.unlink()
+    PARAMS.symlink_to("mine.yaml")
+    with experiment(OVERRIDES):
+        assert PARAMS.is_symlink()
+        assert Path("mine.yaml").read_bytes() != own
+    assert PARAMS.is_symlink()
+    assert Path("mine.yaml").read_bytes() == own
+
+
 def test_params_that_the_user_has_brought_back_are_left(own: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     with experiment(OVERRIDES):
         PARAMS.write_bytes(own)  # as `git checkout params.yaml`
@@ -338,10 +359,14 @@ def test_outside_git_there_are_no_changes(workspace: Path) -> None:
 
 def test_a_run_is_called_by_its_experiment_and_commit(repository: Callable[..., str]) -> None:
     commit = repository("rev-parse", "HEAD")[:7]
-    with experiment(["model=tiny", "corpus=python-300"]):
-        name = run_name(has_changes=False)
+    overrides = ["model=tiny", "corpus=python-300"]
+    with experiment(overrides):
+        name = run_name(overrides, has_changes=False)
         assert name == f"tiny on {values()['download']['corpus']['name']} @ {commit}"
-        assert run_name(has_changes=True) == f"{name} + changes"
+        assert run_name(overrides, has_changes=True) == f"{name} + changes"
+        name = run_name([*overrides, "train.max_steps=20", "train.seed=1"], has_changes=False)
+        assert name == f"tiny on {values()['download']['corpus']['name']}, train.max_steps=20, train.seed=1 @ {commit}"
+        assert run_name([f"train.{'x' * 200}=1"], has_changes=True).endswith(f"xxx… @ {commit} + changes"), "it stays short"
 
 
 def test_the_users_own_params_can_be_read_while_an_experiment_stands_in_their_place(own: bytes) -> None:

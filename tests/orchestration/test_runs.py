@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +17,8 @@ import pytest
 
 from prosemill.errors import ProsemillError
 from prosemill.locks import BusyError, alone
-from prosemill.orchestration import runs
-from prosemill.orchestration.runs import RUNS, CancelledInPage, at_work, close_lost_flow_runs, close_lost_tracked_runs, mark
+from prosemill.orchestration import page, runs
+from prosemill.orchestration.runs import CancelledInPage, at_work, close_lost_flow_runs, close_lost_tracked_runs, mark, marks
 from prosemill.tracking import open_run, tracking_uri
 from prosemill.tracking.run import FINGERPRINT_TAG
 from prosemill.workspace import CHECKPOINTS
@@ -236,7 +238,7 @@ def left_open(client: "SyncPrefectClient", state: "State[None]", *, num_tasks: i
         client.create_task_run(stage, flow_run.id, dynamic_key=str(number), state=Running())
     if num_tasks:
         client.create_task_run(stage, flow_run.id, dynamic_key="ended", state=Completed())
-    with alone(RUNS / f"{flow_run.id}.lock", "test"):
+    with alone(marks() / f"{flow_run.id}.lock", "test"):
         pass
     return flow_run.id
 
@@ -262,7 +264,7 @@ def test_a_flow_run_whose_process_is_gone_is_closed(client: "SyncPrefectClient")
     assert state is not None
     assert (state.name, state.is_crashed(), state.message) == ("Crashed", True, runs.ENDED)
     assert task_states(client, flow_run) == ["Completed", "Crashed", "Crashed"]
-    assert not list(RUNS.iterdir())
+    assert not list(marks().iterdir())
     assert close_lost_flow_runs(client) == []
 
 
@@ -294,17 +296,38 @@ def test_a_flow_run_that_has_ended_keeps_its_state(client: "SyncPrefectClient") 
     found = {state.name: left_open(client, state) for state in states}
     assert close_lost_flow_runs(client) == []
     assert {name: state_of(client, flow_run) for name, flow_run in found.items()} == {"Refused": "Refused", "Failed": "Failed"}
-    assert not list(RUNS.iterdir())
+    assert not list(marks().iterdir())
 
 
 def test_a_flow_run_that_the_server_does_not_know_is_forgotten(client: "SyncPrefectClient") -> None:
     from prefect.states import Running
 
-    with alone(RUNS / f"{UUID(int=0)}.lock", "test"):  # the first that is looked at
+    with alone(marks() / f"{UUID(int=0)}.lock", "test"):  # the first that is looked at
         pass
     left_open(client, Running())
     assert close_lost_flow_runs(client) == ["Running run"], "the others are closed all the same"
-    assert not list(RUNS.iterdir())
+    assert not list(marks().iterdir())
+
+
+def test_a_run_on_another_server_is_left_until_that_one_is_used_again(client: "SyncPrefectClient", monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.states import Running
+
+    left_open(client, Running())
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("PREFECT_API_URL", f"{NOWHERE}/api")
+        assert close_lost_flow_runs(client) == []
+    assert close_lost_flow_runs(client) == ["Running run"]
+
+
+def test_the_workspaces_own_server_is_the_same_at_every_port(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(workspace / ".prosemill/prefect"))
+    found = set()
+    for port in (4200, 4201):
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+        found.add(marks())
+    assert len(found) == 1
+    monkeypatch.setenv("PREFECT_HOME", str(workspace / "elsewhere"))
+    assert marks() not in found
 
 
 def test_a_server_that_is_away_leaves_it_to_the_next_run(client: "SyncPrefectClient") -> None:
@@ -327,7 +350,7 @@ def test_a_run_sees_that_it_was_cancelled_in_the_page(client: "SyncPrefectClient
 
     monkeypatch.setattr(runs, "INTERVAL", 0.0)
     flow_run = left_open(client, Running())
-    look = runs.Cancellation(client, flow_run)
+    look = runs.Cancellation(flow_run)
     look()
     states: list[State[None]] = [Cancelling(), Cancelled()]
     for state in states:
@@ -340,7 +363,7 @@ def test_a_run_sees_that_it_was_cancelled_in_the_page(client: "SyncPrefectClient
 def test_a_run_that_was_deleted_in_the_page_ends_as_a_cancelled_one(client: "SyncPrefectClient") -> None:
     unknown = uuid4()
     with pytest.raises(CancelledInPage):
-        runs.Cancellation(client, unknown)()
+        runs.Cancellation(unknown)()
     runs.say_cancelled(client, unknown)
 
 
@@ -356,16 +379,27 @@ def test_a_run_looks_from_time_to_time_whether_it_was_cancelled(client: "SyncPre
     from prefect.states import Cancelled, Running
 
     flow_run = left_open(client, Running())
-    look = runs.Cancellation(client, flow_run)
+    look = runs.Cancellation(flow_run)
     look()
     client.set_flow_run_state(flow_run, Cancelled(), force=True)
     look()  # within INTERVAL it does not ask
 
 
 def test_a_server_that_is_away_cancels_nothing(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     monkeypatch.setattr(runs, "INTERVAL", 0.0)
-    with temporary_settings({PREFECT_API_URL: f"{NOWHERE}/api"}), get_client(sync_client=True) as away:
-        runs.Cancellation(away, uuid4())()
+    with temporary_settings({PREFECT_API_URL: f"{NOWHERE}/api"}):
+        runs.Cancellation(uuid4())()
+
+
+def test_a_frozen_server_cancels_nothing_and_costs_little(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    monkeypatch.setattr(page, "ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as frozen:  # which takes calls and never answers
+        address = f"http://127.0.0.1:{frozen.getsockname()[1]}/api"
+        begin = time.monotonic()
+        with temporary_settings({PREFECT_API_URL: address}):
+            runs.Cancellation(uuid4())()
+    assert 0.4 < time.monotonic() - begin < 10, "Prefect's clients wait for a minute"

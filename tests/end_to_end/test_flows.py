@@ -15,6 +15,8 @@ import psutil
 import pytest
 import yaml
 
+from prosemill.registry.store import CHAMPION, Registry, State
+from tests.conftest import environment
 from tests.end_to_end.conftest import Clone, make_clone
 from tests.end_to_end.prefect_api import PrefectApi, client_environment, serving
 
@@ -30,20 +32,20 @@ class Workspace:
         self.clone, self.api = clone, api
         self.environment = clone.environment | client_environment(api, clone.folder)
 
-    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    def start(self, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
         """Start the pipeline's flow; its output goes to the file `output` as well as it can be read while it runs."""
         with (self.clone.folder / ".prosemill/output").open("w", encoding="utf-8") as output:
             command = [sys.executable, "-m", "flows", *arguments]
-            folder, variables = self.clone.folder, self.environment | environment
-            return subprocess.Popen(command, cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT, text=True)
+            folder, merged = self.clone.folder, self.environment | variables
+            return subprocess.Popen(command, cwd=folder, env=merged, stdout=output, stderr=subprocess.STDOUT, text=True)
 
     def output(self) -> str:
         """What the flow that was started last has printed so far."""
         return (self.clone.folder / ".prosemill/output").read_text(encoding="utf-8")
 
-    def run(self, *arguments: str, fails: bool = False, **environment: str) -> str:
+    def run(self, *arguments: str, fails: bool = False, **variables: str) -> str:
         """Run the pipeline's flow to its end; what it printed."""
-        process = self.start(*arguments, **environment)
+        process = self.start(*arguments, **variables)
         code = process.wait(10 * SECONDS)
         assert (code != 0) == fails, self.output()
         return self.output()
@@ -101,6 +103,14 @@ def newest_promotion(workspace: Workspace) -> dict[str, Any]:
 
 def tracked(workspace: Workspace) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(f"sqlite:///{workspace.clone.folder}/.prosemill/mlflow/mlflow.db")
+
+
+def forget_champion(workspace: Workspace) -> None:
+    """Have the registry be as before its first promotion."""
+    with environment({"MLFLOW_TRACKING_URI": f"sqlite:///{workspace.clone.folder}/.prosemill/mlflow/mlflow.db"}):
+        registry = Registry.open()
+        registry.set_alias(CHAMPION, None)
+        registry.set_state(State())
 
 
 def aliased(workspace: Workspace, alias: str) -> str | None:
@@ -173,7 +183,7 @@ def test_a_promotion_of_the_champion_is_one_line(workspace: Workspace) -> None:
 
 
 def test_the_gate_alone_promotes_where_nobody_is_asked(workspace: Workspace) -> None:
-    tracked(workspace).delete_registered_model_alias("prosemill", "champion")
+    forget_champion(workspace)
     assert start_promotion(workspace, "1, approval='none'").wait(SECONDS) == 0
     state = newest_promotion(workspace)["state"]
     assert (state["name"], state["message"]) == ("Promoted", "version 1 is the champion")
@@ -183,7 +193,7 @@ def test_the_gate_alone_promotes_where_nobody_is_asked(workspace: Workspace) -> 
 def test_a_gate_that_became_stricter_while_a_person_thought_refuses(workspace: Workspace) -> None:
     params = workspace.clone.folder / "params.yaml"
     before = params.read_bytes()
-    tracked(workspace).delete_registered_model_alias("prosemill", "champion")
+    forget_champion(workspace)
     process = start_promotion(workspace, "1, hours=1")
     try:
         values = yaml.safe_load(before)
@@ -225,8 +235,8 @@ def test_without_a_server_it_runs_on_one_of_its_own_and_leaves_nothing_behind(wo
     clone = workspace.clone
     command, output = [sys.executable, "-m", "flows"], clone.folder / ".prosemill/output"
     with output.open("w", encoding="utf-8") as file:
-        environment = clone.environment | {"HTTP_PROXY": "http://127.0.0.1:9"}  # which is not for this machine's own servers
-        process = subprocess.Popen(command, cwd=clone.folder, env=environment, stdout=file, stderr=subprocess.STDOUT, text=True)
+        variables = clone.environment | {"HTTP_PROXY": "http://127.0.0.1:9"}  # which is not for this machine's own servers
+        process = subprocess.Popen(command, cwd=clone.folder, env=variables, stdout=file, stderr=subprocess.STDOUT, text=True)
     wait_until(lambda: "page of this run" in workspace.output(), workspace.output)
     processes = psutil.Process(process.pid).children(recursive=True)
     assert any("server" in each.cmdline() for each in processes)

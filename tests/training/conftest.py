@@ -13,7 +13,7 @@ from prosemill.corpus import build_corpus
 from prosemill.families import families
 from prosemill.params import Download, Group, Tokenize, Train, parse_section
 from prosemill.tokens import Blocks, group_tokens, tokenize_corpus
-from prosemill.training import build_trainer, train_model
+from prosemill.training import build_trainer, throughput, train_model
 from prosemill.training.checkpoints import Checkpoints
 from prosemill.training.trainer import TokenWeightedTrainer
 from tests.conftest import environment
@@ -92,6 +92,13 @@ def tracked(tracking_store: dict[str, str]) -> Iterator[None]:
     """All runs here go into one tracking store."""
     with environment(tracking_store):
         yield
+
+
+@pytest.fixture(autouse=True)
+def quick_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every training measures the machine: on smaller matrices here, as bf16 without hardware takes a minute for the usual ones."""
+    monkeypatch.setattr(throughput, "MATRIX_SIZE", 512)
+    monkeypatch.setattr(throughput, "MEASURED_SECONDS", 0.05)
 
 
 @contextmanager

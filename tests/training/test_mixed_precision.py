@@ -10,17 +10,10 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from prosemill.pretrained import load_model
-from prosemill.training import throughput
 from tests.training.conftest import FULL, inside, train, train_section, trainer_of
 
 # Around 1, where the weights of norms begin, bf16's next numbers are 4e-3 below and 8e-3 above; T5's begin at 0.3, with 2e-3 on both sides.
 SMALL_STEPS = FULL | {"learning_rate": 1e-3, "precision": "bf16"}
-
-
-@pytest.fixture(autouse=True)
-def quick_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine is measured on small matrices: a CPU without bf16 takes a minute for two of the usual size."""
-    monkeypatch.setattr(throughput, "MATRIX_SIZE", 128)
 
 
 @pytest.fixture

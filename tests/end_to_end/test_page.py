@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -20,6 +22,7 @@ from selenium.common.exceptions import (
     ElementNotInteractableException,
     NoSuchElementException,
     StaleElementReferenceException,
+    TimeoutException,
 )
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
@@ -35,6 +38,7 @@ PICTURE_SIZE = {"width": 1400, "height": 1000, "deviceScaleFactor": 1, "mobile":
 
 PATIENCE = 60.0  # seconds for what a page does
 PIPELINE_PATIENCE = 1200.0  # seconds for a step of the pipeline, on a machine that has other work, too
+LOOK_SECONDS, REST_SECONDS = 3.0, 10.0  # at a run that is not as far
 NOT_YET = (NoSuchElementException, StaleElementReferenceException, ElementClickInterceptedException, ElementNotInteractableException)
 """What a step may end with while the page draws itself anew."""
 
@@ -157,11 +161,25 @@ def run(browser: Browser, house: House) -> str:
     browser.click("//button[normalize-space()='Run']")
     browser.click("//*[@role='menuitem'][.='Quick run']")
     browser.click("//a[.='View run']")
-    browser.click("//button[@role='tab'][.='Task Runs']")
+    browser.find("//button[@role='tab'][.='Task Runs']")
+    run = browser.driver.current_url.partition("?")[0]
     for step in STEPS:
-        browser.until(lambda step=step: is_completed(browser, step), f"{step}, completed", PIPELINE_PATIENCE)  # type: ignore[misc]
+        until(lambda step=step: sees_completed(browser, run, step), PIPELINE_PATIENCE, f"{step} is completed")  # type: ignore[misc]
     browser.find("//*[@data-slot='badge'][.='Completed']")
-    return browser.driver.current_url.partition("?")[0]
+    return run
+
+
+def sees_completed(browser: Browser, run: str, step: str) -> bool:
+    """Whether a look at the run's page shows a step as completed. A page that moves is drawn by the processors, which the pipeline needs:
+    after a look in vain the browser rests.
+    """
+    browser.open(run)
+    browser.click("//button[@role='tab'][.='Task Runs']")
+    with suppress(TimeoutException):
+        return browser.until(lambda: is_completed(browser, step), f"{step}, completed", LOOK_SECONDS)
+    browser.open("about:blank")
+    time.sleep(REST_SECONDS)
+    return False
 
 
 def is_completed(browser: Browser, step: str) -> bool:

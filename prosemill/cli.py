@@ -131,7 +131,7 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) 
     """Open the page of tracked runs (MLflow) on this machine alone; Ctrl-C ends it. A server that you have named has a page already."""
     import os
 
-    from prosemill.orchestration.environment import named_mlflow_server
+    from prosemill.orchestration.environment import AUTH, named_mlflow_server
     from prosemill.orchestration.house import mlflow_command, mlflow_environment
     from prosemill.tracking.server import connect
 
@@ -140,7 +140,7 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) 
         return
     connect()  # which makes the store, if this comes before the first run
     os.environ.update(mlflow_environment(port))
-    typer.echo(f"tracked runs: http://127.0.0.1:{port}  (Ctrl-C ends the page)")
+    typer.echo(f"tracked runs: http://127.0.0.1:{port}  (user and password: {AUTH}; Ctrl-C ends the page)")
     command = mlflow_command(port)
     os.execv(command[0], command)  # noqa: S606 # no shell is involved
 

@@ -7,6 +7,7 @@
 A server that the user has named (`PREFECT_API_URL` or `PREFECT_PROFILE`) is used as it is. Otherwise it is the one that `prosemill up` has
 started, or one that runs for as long as the block does. Either remembers in `.prosemill/prefect`, listens on the loopback interface alone,
 and asks for a password (kept in a file that its owner alone can read), for CSRF tokens, and of browsers for its own page as their origin.
+MLflow's page takes the same password.
 """
 
 import json
@@ -28,7 +29,8 @@ from prosemill.supervised import supervised
 from prosemill.workspace import STATE
 
 HOME = STATE / "prefect"
-AUTH = STATE / "prefect-auth"
+AUTH = STATE / "auth"
+"""User and password of the workspace's own servers."""
 HOUSE = STATE / "house.json"
 """Addresses of the servers that `prosemill up` runs."""
 HOUSE_LOCK = STATE / "house.lock"
@@ -97,7 +99,7 @@ def _hand_in_reports() -> None:
 
 def prefect_environment(address: str) -> dict[str, str]:
     """Environment variables for a server of this workspace at an address, and for its clients."""
-    auth = _auth()
+    auth = user_and_password()
     return {
         "PREFECT_HOME": str(HOME.absolute()),
         "PREFECT_API_URL": f"{address}/api",
@@ -166,12 +168,16 @@ def free_port() -> int:
     return port
 
 
-def _auth() -> str:
-    """User and password of the server, made on first use; readable by the file's owner alone."""
+def user_and_password() -> str:
+    """User and password of the workspace's own servers, made on first use; readable by the file's owner alone.
+
+    Raises:
+        ProsemillError: their file cannot be made, or is broken.
+    """
     try:
         STATE.mkdir(parents=True, exist_ok=True)
         if not AUTH.exists() and _make_auth():
-            say(f"made a password for the Prefect server: {AUTH}")
+            say(f"made a password for Prefect's server and MLflow's page: {AUTH}")
     except OSError as error:
         raise ProsemillError(f"{AUTH} cannot be made ({error.strerror}): make its folder writable") from None
     found = AUTH.read_text(encoding="ascii").strip()

@@ -9,6 +9,7 @@ watched by a supervisor, so that none outlives this process, however that ends.
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prosemill.console import say
+from prosemill.digests import sha256_of_value
 from prosemill.errors import ProsemillError
 from prosemill.locks import alone
 from prosemill.orchestration.environment import (
@@ -31,15 +33,23 @@ from prosemill.orchestration.environment import (
     named_mlflow_server,
     prefect_environment,
     server_command,
+    user_and_password,
     wait_for,
 )
 from prosemill.shards import write_durably
 from prosemill.supervised import supervised
-from prosemill.workspace import STATE
+from prosemill.workspace import STATE, TRACKING
 
 WORK_POOL = "prosemill"
 CHAMPION_SECONDS = 5  # between two looks at who is the champion
 DEPLOYMENTS = Path("prefect.yaml")
+MLFLOW_AUTH = """\
+[mlflow]
+default_permission = NO_PERMISSIONS
+database_uri = sqlite:///{users}
+auth_cache_ttl_seconds = 300
+"""
+"""Whom MLflow lets in; to check a password takes it a twentieth of a second, and a page asks many times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +75,7 @@ def live_in(ports: Ports) -> None:
         addresses = {"prefect": f"http://{LOCAL}:{ports.prefect}", "mlflow": named_mlflow_server() or f"http://{LOCAL}:{ports.mlflow}"}
         write_durably(HOUSE, json.dumps(addresses))
         say(f"Prefect  {addresses['prefect']}  (user and password: {AUTH})")
-        say(f"MLflow   {addresses['mlflow']}")
+        say(f"MLflow   {addresses['mlflow']}" + ("" if named_mlflow_server() else "  (the same)"))
         service = stack.enter_context(_Service(ports.service))
         if (champion := _champion()) is None:
             say("Service  comes with the first champion")
@@ -152,17 +162,30 @@ class _Service:
 
 def mlflow_command(port: int) -> list[str]:
     """The command of MLflow's page on this machine alone, in `mlflow_environment`."""
-    return [sys.executable, "-m", "mlflow", "ui", "--host", LOCAL, "--port", str(port)]
+    return [sys.executable, "-m", "mlflow", "server", "--host", LOCAL, "--port", str(port), "--app-name", "basic-auth"]
 
 
 def mlflow_environment(port: int) -> dict[str, str]:
-    """What MLflow's page gets by the environment: its store, whose password a command line would show to everybody on this machine, and
-    its hosts: without a list it answers to names that a foreign page can point at this machine.
+    """What MLflow's page gets by the environment, and its users' settings in a file.
+
+    The store, whose password a command line would show to everybody on this machine; the hosts, without which it answers to names that a
+    foreign page can point at this machine; and the one who may use it.
     """
     from prosemill.tracking.server import tracking_uri
 
-    hosts = os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS", f"{LOCAL}:{port},localhost:{port}")
-    return {"MLFLOW_BACKEND_STORE_URI": tracking_uri(), "MLFLOW_SERVER_ALLOWED_HOSTS": hosts}
+    user, _, password = user_and_password().partition(":")
+    folder = TRACKING.absolute()
+    # MLflow keeps users with their passwords: another password is another file.
+    users = str(folder / f"users-{sha256_of_value(password)[:8]}.db").replace("%", "%%")
+    write_durably(folder / "auth.ini", MLFLOW_AUTH.format(users=users))
+    return {
+        "MLFLOW_BACKEND_STORE_URI": tracking_uri(),
+        "MLFLOW_SERVER_ALLOWED_HOSTS": os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS", f"{LOCAL}:{port},localhost:{port}"),
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+        "MLFLOW_AUTH_ADMIN_USERNAME": user,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_urlsafe(),
+    }
 
 
 def _deploy() -> None:

@@ -75,13 +75,19 @@ class House:
 
     @property
     def auth_file(self) -> Path:
-        """Where user and password of Prefect's server stand."""
-        return self.clone.folder / ".prosemill/prefect-auth"
+        """Where user and password of Prefect's server and MLflow's page stand."""
+        return self.clone.folder / ".prosemill/auth"
 
     @property
     def auth(self) -> str:
-        """User and password of Prefect's server."""
+        """User and password of Prefect's server and MLflow's page."""
         return self.auth_file.read_text(encoding="ascii")
+
+    @property
+    def mlflow_environment(self) -> dict[str, str]:
+        """What lets MLflow's clients in."""
+        user, _, password = self.auth.partition(":")
+        return {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
 
     def api(self) -> PrefectApi:
         """Prefect's interface, as it answers to whom knows the password."""

@@ -141,10 +141,38 @@ def test_mlflow_answers_to_its_own_name_and_to_its_own_page_alone(house: House) 
         ("10.evil.example", 403),
         (f"10.evil.example:{port}", 403),
     ):
-        answer = requests.post(ask, json={"max_results": 1}, headers={"Host": host}, timeout=TIMEOUT)
+        answer = requests.post(ask, json={"max_results": 1}, headers={"Host": host}, auth=known(house), timeout=TIMEOUT)
         assert (host, answer.status_code) == (host, status)
     headers = {"Origin": FOREIGN}
-    assert requests.post(ask, json={"max_results": 1}, headers=headers, timeout=TIMEOUT).status_code == 403
+    assert requests.post(ask, json={"max_results": 1}, headers=headers, auth=known(house), timeout=TIMEOUT).status_code == 403
+
+
+def known(house: House) -> tuple[str, str]:
+    """User and password as `requests` takes them."""
+    user, _, password = house.auth.partition(":")
+    return user, password
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/"),
+        ("POST", "/api/2.0/mlflow/experiments/search"),
+        ("POST", "/ajax-api/2.0/mlflow/runs/search"),
+        ("GET", "/get-artifact?path=model&run_uuid=1"),
+        ("GET", "/api/2.0/mlflow-artifacts/artifacts"),
+        ("POST", "/graphql"),
+        ("POST", "/v1/traces"),
+        ("GET", "/signup"),
+    ],
+)
+def test_mlflow_refuses_whom_it_does_not_know(house: House, method: str, path: str) -> None:
+    user, password = known(house)
+    for auth in (None, (user, "wrong"), (user, ""), ("admin", password)):
+        answer = requests.request(method, house.mlflow + path, json={} if method == "POST" else None, auth=auth, timeout=TIMEOUT)
+        assert answer.status_code == 401
+    answer = requests.request(method, house.mlflow + path, json={} if method == "POST" else None, auth=(user, password), timeout=TIMEOUT)
+    assert answer.status_code != 401
 
 
 def test_the_flows_are_deployed_with_their_schedule_limit_and_trigger(house: House) -> None:
@@ -250,7 +278,7 @@ def test_a_wrong_schedule_is_said_in_one_line(clone: HouseClone) -> None:
 def test_a_house_ends_in_one_line_when_a_server_of_it_dies(clone: HouseClone, tmp_path: Path) -> None:
     with started_house(clone, tmp_path / "up.log") as house:
         commands = told(house.processes(), psutil.Process.cmdline)
-        (server,) = [process for process, command in commands.items() if command[1:4] == ["-m", "mlflow", "ui"]]
+        (server,) = [process for process, command in commands.items() if command[1:4] == ["-m", "mlflow", "server"]]
         server.kill()
         until(lambda: house.is_over() and not clone.processes(), START_SECONDS, "the house ends")
         assert house.process.returncode == 1
@@ -259,7 +287,7 @@ def test_a_house_ends_in_one_line_when_a_server_of_it_dies(clone: HouseClone, tm
 
 def test_a_house_that_is_killed_while_a_stage_works_leaves_no_process(house: House, clone: HouseClone, tmp_path: Path) -> None:
     """With a tracking server that the user names, as it does without one: it runs none of its own."""
-    with started_house(clone, tmp_path / "up.log", MLFLOW_TRACKING_URI=house.mlflow) as killed:
+    with started_house(clone, tmp_path / "up.log", MLFLOW_TRACKING_URI=house.mlflow, **house.mlflow_environment) as killed:
         assert f"MLflow   {house.mlflow}\n" in killed.log.read_text()
         assert not [command for command in told(clone.processes(), psutil.Process.cmdline).values() if "mlflow" in command]
         api = killed.api()

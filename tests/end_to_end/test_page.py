@@ -29,6 +29,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
+from tests.conftest import environment
 from tests.end_to_end.house import START_SECONDS, House, make_house_clone, running_house, until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -150,7 +151,8 @@ def house(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         browser.find("//input[@placeholder='admin:pass']").send_keys(house.auth)
         browser.click("//button[@type='submit']")
         browser.shows("Dashboard")
-        yield house
+        with environment(house.mlflow_environment):
+            yield house
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +238,7 @@ def test_the_links_lead_to_the_run_and_the_version_in_mlflow(browser: Browser, h
     for key, words in (("mlflow-run", (name, "Metrics")), ("registered-version", ("prosemill", "Version 1", "Source Run", name))):
         open_artifact(browser, run, key)
         link = browser.find(f"//a[starts-with(@href, '{house.mlflow}/')]").get_attribute("href")
-        browser.open(str(link))
+        browser.open(str(link).replace("://", f"://{house.auth}@"))
         browser.shows(*map(str, words))
 
 

@@ -13,7 +13,7 @@ run: $(VENV)/run.done ## Raw text to a registered model: set up, run what has ch
 	python -m flows
 	prosemill report
 
-up: $(VENV)/run.done ## All servers of this workspace: Prefect with its deployments, MLflow; Ctrl-C ends them
+up: $(VENV)/run.done ## All servers of this workspace: Prefect with its deployments, MLflow, the service; Ctrl-C ends them
 	prosemill up
 
 test: $(VENV)/test.done lint ## Linters, types and all tests

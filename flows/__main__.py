@@ -1,6 +1,5 @@
 """`python -m flows`: the pipeline as a flow, on the server that `prosemill up` runs, or on one of its own until it ends."""
 
-import os
 from typing import Annotated, Literal
 
 import typer
@@ -37,6 +36,14 @@ def _run(overrides: list[str] | None, force: bool, promote: bool, if_busy: Busy)
         from flows.pipeline import pipeline
         from prosemill.orchestration.runs import CancelledInPage, say_cancelled
 
+        server = get_client(sync_client=True)
+        address = server.api_url
+        try:
+            with server:
+                server.read_flows(limit=1)
+        except (HTTPError, PrefectException, RuntimeError) as error:  # the last is Prefect's own for one that is not there
+            advice = "start it, or see PREFECT_API_URL and PREFECT_API_AUTH_STRING"
+            raise ProsemillError(f"the Prefect server at {address} cannot be used ({first_line(error)}): {advice}") from None
         try:
             state = pipeline(overrides, force, promote, if_busy, return_state=True)
         except CancelledInPage as cancelled:
@@ -45,7 +52,7 @@ def _run(overrides: list[str] | None, force: bool, promote: bool, if_busy: Busy)
             raise ProsemillError("cancelled in the Prefect page; run the same command again to go on") from None
         except (HTTPError, PrefectException) as error:
             lost = "what the stages have made is kept; run the same command again to go on"
-            raise ProsemillError(f"the Prefect server at {os.environ['PREFECT_API_URL']} went away ({first_line(error)}): {lost}") from None
+            raise ProsemillError(f"the Prefect server at {address} went away ({first_line(error)}): {lost}") from None
         if not state.is_completed():
             # The last lines of a stage that failed have been printed as they came.
             raise ProsemillError((state.message or state.name or "").partition("\n")[0])

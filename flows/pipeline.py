@@ -2,11 +2,13 @@
 
 python -m flows                              # what `make run` does
 python -m flows -S model=tiny --promote
-prefect deployment run pipeline/on-demand    # on the server that `prosemill up` started
+
+On the server that `prosemill up` starts, the page has it as the deployments of prefect.yaml.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -37,7 +39,7 @@ from prosemill.orchestration.stages import (
 from prosemill.params import Gate, read_section
 from prosemill.registry import registering
 from prosemill.registry.promotion import examine
-from prosemill.registry.store import Registry, Version
+from prosemill.registry.store import DECISION, Registry, Version
 from prosemill.workspace import PARAMS
 
 NUM_RETRIES = 3
@@ -73,7 +75,7 @@ def pipeline(
     Args:
         overrides: An experiment, as `dvc exp run -S` takes it, as `model=tiny` or `train.max_steps=200`; none for params.yaml as it is.
         force: Run every stage, though nothing has changed.
-        promote: Ask for the version's promotion if it passes the gate: the flow `promotion` takes over then.
+        promote: Ask for the version's promotion if it passes the gate and nobody has decided on it: the flow `promotion` takes over then.
         if_busy: What to do while another run works in this workspace.
         hours: The most that each step may take.
 
@@ -88,11 +90,11 @@ def pipeline(
 
 
 def _run(overrides: list[str], force: bool, promote: bool, if_busy: Literal["wait", "refuse"], hours: Hours) -> State[int]:
-    logger, run_id, page = get_run_logger(), UUID(flow_run.id), Page()
+    logger, run_id = get_run_logger(), UUID(flow_run.id)
     mark(run_id)
     with get_client(sync_client=True) as client:
         tick = Cancellation(run_id) if deployment.id is None else _nothing  # else the worker stops the run
-        with at_work(if_busy, logger.info, tick) as lock:
+        with reporting() as page, at_work(if_busy, logger.info, tick) as lock:
             for name in (*close_lost_flow_runs(client), *close_lost_tracked_runs()):
                 logger.warning(f"{name} was left open by a crash; it is closed now")
             restore_params()  # an experiment that was killed is no change of the user's
@@ -106,14 +108,25 @@ def _run(overrides: list[str], force: bool, promote: bool, if_busy: Literal["wai
                     logger.info(f"kept as an experiment: dvc exp apply {save_experiment(overrides)}")
                 version = register(page, hours.registration, lock, tick)
             outcome = gate(page, version)  # by the workspace's own rules: an experiment does not choose what it is measured by
-    if page.unreported:
-        logger.warning(f"the Prefect server did not take {', '.join(page.unreported)}: see reports/ and metrics/")
     message = f"version {version.number} {outcome.text}"
-    if promote and outcome.passed:
+    if promote and outcome.passed and version.tag(DECISION):
+        message += "; a person has decided on it before, and is asked again by the flow `promotion` alone"
+    elif promote and outcome.passed:
         resource = {"prefect.resource.id": f"prosemill.version.{version.number}"}
         emit_event(PROMOTION_REQUESTED, resource, payload={"version": version.number})
         message += "; its promotion is asked for"
     return Completed(message=message, data=version.number)
+
+
+@contextmanager
+def reporting() -> Iterator[Page]:
+    """The run's page; however the block ends, the log says what the page did not get."""
+    page = Page()
+    try:
+        yield page
+    finally:
+        if page.unreported:
+            get_run_logger().warning(f"the Prefect server did not take {', '.join(page.unreported)}: see reports/ and metrics/")
 
 
 def run_stages(page: Page, force: bool, hours: Hours, lock: int, tick: Tick) -> None:
@@ -192,8 +205,8 @@ def gate(page: Page, version: Version) -> Outcome:
         get_run_logger().warning(str(error))
         return Outcome(False, f"is registered, and the gate cannot judge it: {error}")
     page.show_verdict(verdict)
-    failed = ", ".join(rule.name for rule in verdict.rules if not rule.passed)
-    return Outcome(verdict.passed, "is registered and " + (f"does not pass the gate: {failed}" if failed else "passes the gate"))
+    found = "passes the gate" if verdict.passed else f"does not pass the gate: {verdict.failed}"
+    return Outcome(verdict.passed, f"is registered and {found}")
 
 
 def _nothing() -> None: ...

@@ -1,8 +1,10 @@
 """A promotion as a Prefect flow: the gate, then a person who sees its table and accepts or refuses, then the change of the champion.
 
-    prefect deployment run promotion/promotion -p version=3
+    from flows.promotion import promotion
+    promotion(3)
 
-The pipeline's event starts it for a version that passed the gate. Nobody's answer in time is a refusal.
+The pipeline's event starts it for a version that passed the gate, or a person in the page, as the deployment `promotion`. Nobody's answer
+in time is a refusal.
 """
 
 from typing import Annotated, Literal
@@ -25,7 +27,7 @@ from prosemill.orchestration.runs import close_lost_flow_runs, mark
 from prosemill.params import Gate, read_section
 from prosemill.registry.gate import Verdict
 from prosemill.registry.promotion import examine, promote
-from prosemill.registry.store import Registry
+from prosemill.registry.store import DECISION, Registry
 
 POLL_SECONDS = 2
 
@@ -67,15 +69,15 @@ def _run(version: int | None, approval: Literal["person", "none"], hours: float)
         client.update_flow_run(run_id, name=f"version {verdict.version}")
     Page().show_verdict(verdict)
     if not verdict.passed:
-        return _refused(f"version {verdict.version} does not pass the gate: {_failed(verdict)}")
+        return _refused(f"version {verdict.version} does not pass the gate: {verdict.failed}")
     if approval == "person":
         decision = _ask(verdict, hours)
-        registry.set_tags(verdict.version, {"decision": decision.model_dump_json(exclude={"description"})})
+        registry.set_tags(verdict.version, {DECISION: decision.model_dump_json(exclude={"description"})})
         if not decision.accept:
             return _refused(f"version {verdict.version} is refused: {decision.comment or 'no comment'}")
     verdict = promote(registry, read_section("gate", Gate, own_params()), verdict.version, wait=True)
     if not verdict.passed:  # somebody changed the champion or the gate while the person thought
-        return _refused(f"version {verdict.version} does not pass the gate any more: {_failed(verdict)}")
+        return _refused(f"version {verdict.version} does not pass the gate any more: {verdict.failed}")
     return Completed(name="Promoted", message=f"version {verdict.version} is the champion", data=True)
 
 
@@ -96,7 +98,3 @@ def _ask(verdict: Verdict, hours: float) -> Decision:
 def _refused(why: str) -> State[bool]:
     get_run_logger().warning(why)
     return State(type=StateType.COMPLETED, name="Refused", message=why, data=False)
-
-
-def _failed(verdict: Verdict) -> str:
-    return ", ".join(rule.name for rule in verdict.rules if not rule.passed)

@@ -94,8 +94,7 @@ def promote(version: Annotated[int | None, typer.Argument(help="Number of the ve
     verdict = promote(Registry.open(), read_section("gate", Gate, own_params()), version)
     print_verdict(verdict)
     if not verdict.passed:
-        failed = ", ".join(rule.name for rule in verdict.rules if not rule.passed)
-        raise ProsemillError(f"version {verdict.version} is not promoted: it fails by {failed}; the champion stays what it was")
+        raise ProsemillError(f"version {verdict.version} is not promoted: it fails by {verdict.failed}; the champion stays what it was")
     typer.echo(f"version {verdict.version} is the champion")
 
 

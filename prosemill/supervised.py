@@ -75,12 +75,17 @@ def supervised(command: Sequence[str], log: Path) -> Iterator["subprocess.Popen[
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
         process = _start(command, file, ())
-    assert process.stdin is not None
     try:
         yield process
     finally:
-        process.stdin.close()
+        ask_to_end(process)
         _see_off(process)
+
+
+def ask_to_end(process: "subprocess.Popen[str]") -> None:
+    """Have a `supervised` command begin to end, ahead of its block's end."""
+    assert process.stdin is not None
+    process.stdin.close()
 
 
 def _start(command: Sequence[str], output: int | IO[str], hold: Sequence[int]) -> "subprocess.Popen[str]":

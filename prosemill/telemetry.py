@@ -3,9 +3,9 @@
     from prosemill.telemetry import switch_off
     switch_off()  # before the libraries are imported: most of them read their switch once
 
-Every program of ours calls it through `prosemill.errors.run_main`. It sets what the user has not set: a library whose reports you want to
-send keeps doing so with its own switch, for example `MLFLOW_DISABLE_TELEMETRY=false`. `dvc` is a program of its own: it is switched off
-in `.dvc/config`.
+Every program of ours calls it, most through `prosemill.errors.run_main`. It sets what the user has not set: a library whose reports you
+want to send keeps doing so with its own switch, for example `MLFLOW_DISABLE_TELEMETRY=false`. `dvc` is a program of its own: it is
+switched off in `.dvc/config`.
 """
 
 import os

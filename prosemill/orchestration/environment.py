@@ -180,7 +180,12 @@ def user_and_password() -> str:
             say(f"made a password for Prefect's server and MLflow's page: {AUTH}")
     except OSError as error:
         raise ProsemillError(f"{AUTH} cannot be made ({error.strerror}): make its folder writable") from None
-    found = AUTH.read_text(encoding="ascii").strip()
+    try:
+        found = AUTH.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise ProsemillError(f"{AUTH} cannot be read ({error.strerror}): make it yours, or delete it") from None
+    except UnicodeDecodeError:
+        found = ""
     if found.count(":") != 1 or found.endswith(":"):
         raise ProsemillError(f"{AUTH} is broken: delete it, and a new password is made")
     return found

@@ -56,7 +56,7 @@ def restore_params() -> None:
     """Bring the user's params.yaml back, if an experiment stands in its place."""
     if not OWN.is_file():
         return
-    if sha256_of_value(_text(PARAMS)) == COMPOSED_DIGEST.read_text(encoding="utf-8"):
+    if _stands_in_place():
         write_durably(PARAMS.resolve(), _text(OWN))
         OWN.unlink()
     elif sha256_of_file(PARAMS) == sha256_of_file(OWN):
@@ -71,7 +71,12 @@ def restore_params() -> None:
 
 def own_params() -> Path:
     """Where the user's own params stand: params.yaml, or beside it while an experiment stands in its place."""
-    return OWN if OWN.is_file() else PARAMS
+    return OWN if OWN.is_file() and _stands_in_place() else PARAMS
+
+
+def _stands_in_place() -> bool:
+    """Whether params.yaml is what an experiment put there, and no edit of the user's."""
+    return sha256_of_value(_text(PARAMS)) == COMPOSED_DIGEST.read_text(encoding="utf-8")
 
 
 def compose(overrides: Sequence[str]) -> str:
@@ -163,11 +168,13 @@ def _cut(name: str) -> str:
 
 
 def _text(path: Path) -> str:
-    """The file's text with its own line ends. Raises `ProsemillError` if it is not there."""
+    """The file's text with its own line ends. Raises `ProsemillError` if it is not there, or no text."""
     try:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise ProsemillError(f"{path} is missing: bring it back with `git checkout {path}`") from None
+    except UnicodeDecodeError as error:
+        raise ProsemillError(f"{path} is not in UTF-8 (byte {error.start + 1}): save it as that") from None
 
 
 def _explain(error: Exception) -> str:

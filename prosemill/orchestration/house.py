@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prosemill.console import say
-from prosemill.digests import sha256_of_value
 from prosemill.errors import ProsemillError
 from prosemill.locks import alone
 from prosemill.orchestration.environment import (
@@ -37,7 +36,7 @@ from prosemill.orchestration.environment import (
     wait_for,
 )
 from prosemill.shards import write_durably
-from prosemill.supervised import supervised
+from prosemill.supervised import ask_to_end, supervised
 from prosemill.workspace import STATE, TRACKING
 
 WORK_POOL = "prosemill"
@@ -75,8 +74,10 @@ def live_in(ports: Ports) -> None:
         addresses = {"prefect": f"http://{LOCAL}:{ports.prefect}", "mlflow": named_mlflow_server() or f"http://{LOCAL}:{ports.mlflow}"}
         write_durably(HOUSE, json.dumps(addresses))
         say(f"Prefect  {addresses['prefect']}  (user and password: {AUTH})")
+        say(f"         {addresses['prefect']}/api for its clients")
         say(f"MLflow   {addresses['mlflow']}" + ("" if named_mlflow_server() else "  (the same)"))
         service = stack.enter_context(_Service(ports.service))
+        stack.callback(ask_to_end, servers["prefect-worker"])  # first of all: what trains there needs its time
         if (champion := _champion()) is None:
             say("Service  comes with the first champion")
         service.follow(champion)
@@ -122,7 +123,7 @@ def _champion() -> int | None:
 
 
 class _Service:
-    """The service of the champion. One that does not load is said once; the next champion is tried again."""
+    """The service of the champion. One that does not load is said once, and the next champion tried; one that ends is started again."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -140,7 +141,7 @@ class _Service:
         """Serve this version, if it is another than before, and nothing if there is none."""
         if self._process is not None and self._process.poll() is not None:
             say(f"the service has ended: see the end of {_log('service')}")
-            self._process = None
+            self._version = self._process = None
         if champion == self._version:
             return
         self._stack.close()
@@ -174,14 +175,13 @@ def mlflow_environment(port: int) -> dict[str, str]:
     from prosemill.tracking.server import tracking_uri
 
     user, _, password = user_and_password().partition(":")
-    folder = TRACKING.absolute()
-    # MLflow keeps users with their passwords: another password is another file.
-    users = str(folder / f"users-{sha256_of_value(password)[:8]}.db").replace("%", "%%")
-    write_durably(folder / "auth.ini", MLFLOW_AUTH.format(users=users))
+    users, settings = (TRACKING.absolute() / name for name in (f"users-{port}.db", f"auth-{port}.ini"))
+    users.unlink(missing_ok=True)  # of another password, or cut by a kill, which MLflow cannot complete
+    write_durably(settings, MLFLOW_AUTH.format(users=str(users).replace("%", "%%")))
     return {
         "MLFLOW_BACKEND_STORE_URI": tracking_uri(),
         "MLFLOW_SERVER_ALLOWED_HOSTS": os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS", f"{LOCAL}:{port},localhost:{port}"),
-        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
         "MLFLOW_AUTH_ADMIN_USERNAME": user,
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_urlsafe(),
@@ -223,7 +223,9 @@ def _explain(output: str) -> str:
 
 
 def _refuse_wrong(ports: Ports) -> None:
-    options = {"--prefect-port": ports.prefect, "--mlflow-port": ports.mlflow, "--service-port": ports.service}
+    options = {"--prefect-port": ports.prefect, "--service-port": ports.service}
+    if named_mlflow_server() is None:
+        options["--mlflow-port"] = ports.mlflow
     for port in options.values():
         same = [option for option, other in options.items() if other == port]
         if len(same) > 1:

@@ -15,7 +15,7 @@ from typing import Literal
 
 import yaml
 
-from prosemill.errors import TRY_AGAIN, ProsemillError
+from prosemill.errors import TRY_AGAIN, ProsemillError, first_line
 from prosemill.supervised import run_supervised
 
 PIPELINE = Path("dvc.yaml")
@@ -51,12 +51,14 @@ def stage_names() -> list[str]:
     """The stages of dvc.yaml, in the order in which they run.
 
     Raises:
-        ProsemillError: there is no dvc.yaml here.
+        ProsemillError: there is no dvc.yaml here, or it is broken.
     """
     try:
         return list(yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"])
     except FileNotFoundError:
         raise ProsemillError(f"{PIPELINE} is missing: run this in the repository's root") from None
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ProsemillError(f"{PIPELINE} is broken ({first_line(error)}): mend it, or `git checkout {PIPELINE}`") from None
 
 
 def mend_list_of_files_in_use() -> None:
@@ -165,7 +167,7 @@ def run_command(
     except TimeoutError:
         assert seconds is not None
         raise CommandFailedError(
-            f"{name} took more than {seconds / 3600:g} hours and was stopped: give it more time (`hours`), or run it again to go on",
+            f"{name} took more than {seconds / 3600:g} hours and was stopped: give its deployment more (`hours`), or run it again to go on",
             last_lines,
         ) from None
     if code != 0:

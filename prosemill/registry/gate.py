@@ -47,6 +47,11 @@ class Verdict:
         """Whether every rule passed."""
         return all(rule.passed for rule in self.rules)
 
+    @property
+    def failed(self) -> str:
+        """Names of the rules that failed; empty if none did."""
+        return ", ".join(rule.name for rule in self.rules if not rule.passed)
+
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Cells of the table, under `HEADER`."""
         return [(rule.name, rule.found, rule.needed, "passed" if rule.passed else "failed") for rule in self.rules]

@@ -40,7 +40,7 @@ def register() -> Version:
     evaluation: dict[str, Any] = json.loads(EVALUATION.read_text(encoding="utf-8"))
     tags = _tags(lock, identity, evaluation)
     registry = Registry.open()
-    with registry.locked():
+    with registry.locked(wait=True):  # whoever changes the registry now does not mind one version more
         version = registry.find_weights(tags["fingerprint"], tags["model_digest"])
         if version is None:
             number = _register_new(registry, tags, evaluation)

@@ -31,6 +31,7 @@ CHALLENGER, CHAMPION, PREVIOUS_CHAMPION = "challenger", "champion", "previous_ch
 
 PREFIX = "prosemill."  # of our tags
 STATE = f"{PREFIX}state"  # tag of the registered model
+DECISION = "decision"  # tag of a version: what a person said to its promotion, as JSON
 WRITTEN_BY_MLFLOW = Path("registered_model_meta")  # into a package that is loaded where it lies
 COMPILED = "__pycache__"  # so does Python
 

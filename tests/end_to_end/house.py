@@ -119,9 +119,9 @@ def running_house(clone: HouseClone, log: Path, *, end: signal.Signals = signal.
 
 
 @contextmanager
-def started_house(clone: HouseClone, log: Path, **environment: str) -> Iterator[House]:
+def started_house(clone: HouseClone, log: Path, ports: Sequence[int] = (), /, **environment: str) -> Iterator[House]:
     """A `prosemill up` that stands. How it ends is the block's matter; no process of a test that failed lives on."""
-    ports = free_ports(len(PORT_OPTIONS))
+    ports = ports or free_ports(len(PORT_OPTIONS))
     process = clone.start(log, *port_options(ports), **environment)
     house = House(clone, process, ports, log)
     try:

@@ -18,6 +18,7 @@ import yaml
 from prosemill.registry.store import CHAMPION, Registry, State
 from tests.conftest import environment
 from tests.end_to_end.conftest import Clone, make_clone
+from tests.end_to_end.house import living, until
 from tests.end_to_end.prefect_api import PrefectApi, client_environment, serving
 
 STAGES = ["download", "tokenize", "group", "train", "evaluate"]
@@ -66,15 +67,8 @@ def wait_until(condition: Callable[[], bool], failure: Callable[[], str]) -> Non
         time.sleep(0.1)
 
 
-def living(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-
-
 def none_lives_after_ten_seconds(processes: list[psutil.Process]) -> None:
-    end = time.monotonic() + 10
-    while living(processes) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert living(processes) == []
+    until(lambda: not living(set(processes)), 10, "no process lives")
 
 
 def start_promotion(workspace: Workspace, arguments: str) -> "subprocess.Popen[str]":
@@ -243,7 +237,30 @@ def test_without_a_server_it_runs_on_one_of_its_own_and_leaves_nothing_behind(wo
     assert process.wait(SECONDS) == 0, workspace.output()
     assert workspace.output().count("Finished in state Unchanged") == len(STAGES)
     assert "Error" not in workspace.output(), "nothing waits to be reported when the server ends"
-    assert living(processes) == []
+    assert not living(set(processes))
+
+
+def test_a_version_that_a_person_has_decided_on_is_not_asked_for_again(workspace: Workspace) -> None:
+    num_before = len(promotions(workspace))
+    forget_champion(workspace)
+    try:
+        workspace.run("--promote")
+    finally:
+        tracked(workspace).set_registered_model_alias("prosemill", "champion", "1")
+    assert "a person has decided on it before" in workspace.newest()["state"]["message"]
+    assert len(promotions(workspace)) == num_before
+
+
+@pytest.mark.parametrize(
+    ("variables", "fault"),
+    [({"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "Failed to reach API"), ({"PREFECT_API_AUTH_STRING": "prosemill:wrong"}, "401")],
+)
+def test_a_server_that_cannot_be_used_is_one_line(workspace: Workspace, variables: dict[str, str], fault: str) -> None:
+    output = workspace.run(fails=True, **variables)
+    address = variables.get("PREFECT_API_URL", f"{workspace.api.address}/api")
+    assert output.startswith(f"error: the Prefect server at {address}")
+    assert fault in output
+    assert output.count("\n") == 1
 
 
 def test_a_promotion_is_not_asked_of_a_server_that_ends_with_the_run(workspace: Workspace) -> None:

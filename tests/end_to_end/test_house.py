@@ -286,8 +286,10 @@ def test_a_house_ends_in_one_line_when_a_server_of_it_dies(clone: HouseClone, tm
 
 
 def test_a_house_that_is_killed_while_a_stage_works_leaves_no_process(house: House, clone: HouseClone, tmp_path: Path) -> None:
-    """With a tracking server that the user names, as it does without one: it runs none of its own."""
-    with started_house(clone, tmp_path / "up.log", MLFLOW_TRACKING_URI=house.mlflow, **house.mlflow_environment) as killed:
+    """With a tracking server that the user names, as it does without one: it runs none of its own, and needs no port for one."""
+    prefect, service = free_ports(2)
+    named = {"MLFLOW_TRACKING_URI": house.mlflow, **house.mlflow_environment}
+    with started_house(clone, tmp_path / "up.log", (prefect, house.ports[1], service), **named) as killed:
         assert f"MLflow   {house.mlflow}\n" in killed.log.read_text()
         assert not [command for command in told(clone.processes(), psutil.Process.cmdline).values() if "mlflow" in command]
         api = killed.api()

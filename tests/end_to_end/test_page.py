@@ -15,6 +15,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import mlflow
+import psutil
 import pytest
 import requests
 from selenium.common.exceptions import (
@@ -30,7 +31,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.conftest import environment
-from tests.end_to_end.house import START_SECONDS, House, make_house_clone, running_house, until
+from tests.end_to_end.house import START_SECONDS, House, make_house_clone, running_house, told, until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -219,7 +220,6 @@ def test_an_artifact_opens(browser: Browser, run: str, key: str) -> None:
 def test_the_report_shows_its_pictures(browser: Browser, run: str) -> None:
     browser.open(f"{run}?tab=Artifacts")
     browser.shows(*SHOWN, "report")
-    browser.picture("artifacts")
     open_artifact(browser, run, "report")
     browser.shows("Evaluation", "bits per byte", "Protocol")
 
@@ -235,10 +235,11 @@ def test_the_links_lead_to_the_run_and_the_version_in_mlflow(browser: Browser, h
     run_id = client.get_model_version("prosemill", "1").run_id
     assert run_id is not None
     name = client.get_run(run_id).info.run_name
+    browser.open(house.mlflow.replace("://", f"://{house.auth}@"))  # as if somebody had answered the browser's question
     for key, words in (("mlflow-run", (name, "Metrics")), ("registered-version", ("prosemill", "Version 1", "Source Run", name))):
         open_artifact(browser, run, key)
         link = browser.find(f"//a[starts-with(@href, '{house.mlflow}/')]").get_attribute("href")
-        browser.open(str(link).replace("://", f"://{house.auth}@"))
+        browser.open(str(link))
         browser.shows(*map(str, words))
 
 
@@ -265,8 +266,19 @@ def test_a_person_accepts_a_promotion_and_says_why(browser: Browser, house: Hous
 
 def test_the_new_champion_is_served(house: House, run: str) -> None:
     until(lambda: f"Service  {house.service}  (version 1)" in house.log.read_text(), START_SECONDS, "the house serves the champion")
+    assert all(address in house.log.read_text() for address in (house.prefect, f"{house.prefect}/api", house.mlflow, house.service))
     answer = requests.post(f"{house.service}/generate", json={"prompt": "import ", "max_new_tokens": 8}, timeout=60)
     assert answer.json()["model_version"] == 1
+
+
+def test_a_service_that_ends_is_started_again(house: House, run: str) -> None:
+    served = f"Service  {house.service}  (version 1)"
+    commands = told(house.processes(), psutil.Process.cmdline)
+    for service in [process for process, command in commands.items() if command[1:4] == ["-m", "bentoml", "serve"]]:
+        service.kill()
+    until(lambda: house.log.read_text().count(served) == 2, START_SECONDS, "the house serves the champion again")
+    assert "the service has ended: see the end of .prosemill/logs/service.log" in house.log.read_text()
+    assert requests.get(f"{house.service}/readyz", timeout=60).ok
 
 
 def test_a_champion_that_is_taken_away_is_served_no_more(house: House, run: str) -> None:

@@ -373,6 +373,8 @@ def test_the_users_own_params_can_be_read_while_an_experiment_stands_in_their_pl
     assert own_params() == PARAMS
     with experiment(OVERRIDES):
         assert own_params().read_bytes() == own != PARAMS.read_bytes()
+        PARAMS.write_bytes(own + b"# an edit meanwhile\n")
+        assert own_params() == PARAMS, "what the user has written last counts"
     assert own_params() == PARAMS
 
 

@@ -167,7 +167,8 @@ def run_command(
     except TimeoutError:
         assert seconds is not None
         raise CommandFailedError(
-            f"{name} took more than {seconds / 3600:g} hours and was stopped: give its deployment more (`hours`), or run it again to go on",
+            f"{name} took more than {seconds / 3600:g} hours and was stopped: "
+            "give it more time (`hours` of its deployment), or run it again to go on",
             last_lines,
         ) from None
     if code != 0:

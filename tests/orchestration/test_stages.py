@@ -163,9 +163,8 @@ def test_failures_are_told_apart(repository: Path, script: str, summary: str, is
 def test_a_stage_over_its_time_is_stopped_and_can_be_run_again(repository: Path) -> None:
     with pytest.raises(CommandFailedError) as raised:
         count("sleep 120", seconds=3600 * HOURS)
-    assert (
-        raised.value.summary == "count took more than 0.0005 hours and was stopped: give it more time (`hours`), or run it again to go on"
-    )
+    advice = "give it more time (`hours` of its deployment), or run it again to go on"
+    assert raised.value.summary == f"count took more than 0.0005 hours and was stopped: {advice}"
     assert not raised.value.was_killed, "trying again at once would take as long"
     assert "done" in count("echo done; touch counted"), "its DVC left no lock behind"
 

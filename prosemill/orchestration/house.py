@@ -77,7 +77,8 @@ def live_in(ports: Ports) -> None:
         say(f"         {addresses['prefect']}/api for its clients")
         say(f"MLflow   {addresses['mlflow']}" + ("" if named_mlflow_server() else "  (the same)"))
         service = stack.enter_context(_Service(ports.service))
-        stack.callback(ask_to_end, servers["prefect-worker"])  # first of all: what trains there needs its time
+        for process in servers.values():
+            stack.callback(ask_to_end, process)  # all at once: one after the other, they would take more than ten seconds
         if (champion := _champion()) is None:
             say("Service  comes with the first champion")
         service.follow(champion)

@@ -281,13 +281,13 @@ def test_a_service_that_ends_is_started_again(house: House, run: str) -> None:
     assert requests.get(f"{house.service}/readyz", timeout=60).ok
 
 
+@pytest.mark.xfail(strict=True, reason="Prefect's page asks Amplitude at every start; analytics_enabled keeps only its events back")
+def test_the_pages_ask_nobody_outside(browser: Browser, house: House, run: str) -> None:
+    assert browser.hosts() <= {urlsplit(address).netloc for address in (house.prefect, house.mlflow)}
+
+
 def test_a_champion_that_is_taken_away_is_served_no_more(house: House, run: str) -> None:
     mlflow.MlflowClient(house.mlflow).delete_registered_model_alias("prosemill", "champion")
     until(lambda: "Service  ended, there is no champion any more" in house.log.read_text(), START_SECONDS, "the house follows")
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{house.service}/livez", timeout=60)
-
-
-@pytest.mark.xfail(strict=True, reason="Prefect's page asks Amplitude at every start; analytics_enabled keeps only its events back")
-def test_the_pages_ask_nobody_outside(browser: Browser, house: House, run: str) -> None:
-    assert browser.hosts() <= {urlsplit(address).netloc for address in (house.prefect, house.mlflow)}

@@ -41,7 +41,7 @@ def _run(overrides: list[str] | None, force: bool, promote: bool, if_busy: Busy)
         try:
             with server:
                 server.read_flows(limit=1)
-        except (HTTPError, PrefectException, RuntimeError) as error:  # the last is Prefect's own for one that is not there
+        except (HTTPError, PrefectException) as error:
             advice = "start it, or see PREFECT_API_URL and PREFECT_API_AUTH_STRING"
             raise ProsemillError(f"the Prefect server at {address} cannot be used ({first_line(error)}): {advice}") from None
         try:

@@ -253,7 +253,7 @@ def test_a_version_that_a_person_has_decided_on_is_not_asked_for_again(workspace
 
 @pytest.mark.parametrize(
     ("variables", "fault"),
-    [({"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "Failed to reach API"), ({"PREFECT_API_AUTH_STRING": "prosemill:wrong"}, "401")],
+    [({"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "Connection refused"), ({"PREFECT_API_AUTH_STRING": "prosemill:wrong"}, "401")],
 )
 def test_a_server_that_cannot_be_used_is_one_line(workspace: Workspace, variables: dict[str, str], fault: str) -> None:
     output = workspace.run(fails=True, **variables)

@@ -18,7 +18,9 @@ def run(
         list[str] | None, typer.Option("-S", "--set-param", help="An experiment, as `dvc exp run -S` takes it; may be repeated.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Run every stage, though nothing has changed.")] = False,
-    promote: Annotated[bool, typer.Option("--promote", help="Ask for the version's promotion if it passes the gate.")] = False,
+    promote: Annotated[
+        bool, typer.Option("--promote", help="Ask for the version's promotion if it passes the gate and nobody has refused it.")
+    ] = False,
     if_busy: Annotated[Busy, typer.Option(help="While another run works here: `wait` or `refuse`.")] = "wait",
 ) -> None:
     """Run the pipeline, from raw text to a registered model: what has changed is run, the rest is left as it is."""

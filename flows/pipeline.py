@@ -23,6 +23,7 @@ from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.promotion import is_refused
 from prosemill.errors import ProsemillError
 from prosemill.orchestration.environment import mlflow_page
 from prosemill.orchestration.experiment import experiment, restore_params, run_name, save_experiment, uncommitted_changes
@@ -39,7 +40,7 @@ from prosemill.orchestration.stages import (
 from prosemill.params import Gate, read_section
 from prosemill.registry import registering
 from prosemill.registry.promotion import examine
-from prosemill.registry.store import DECISION, Registry, Version
+from prosemill.registry.store import Registry, Version
 from prosemill.workspace import PARAMS
 
 NUM_RETRIES = 3
@@ -75,7 +76,7 @@ def pipeline(
     Args:
         overrides: An experiment, as `dvc exp run -S` takes it, as `model=tiny` or `train.max_steps=200`; none for params.yaml as it is.
         force: Run every stage, though nothing has changed.
-        promote: Ask for the version's promotion if it passes the gate and nobody has decided on it: the flow `promotion` takes over then.
+        promote: Ask for the version's promotion if it passes the gate and nobody has refused it: the flow `promotion` takes over then.
         if_busy: What to do while another run works in this workspace.
         hours: The most that each step may take.
 
@@ -109,8 +110,8 @@ def _run(overrides: list[str], force: bool, promote: bool, if_busy: Literal["wai
                 version = register(page, hours.registration, lock, tick)
             outcome = gate(page, version)  # by the workspace's own rules: an experiment does not choose what it is measured by
     message = f"version {version.number} {outcome.text}"
-    if promote and outcome.passed and version.tag(DECISION):
-        message += "; a person has decided on it before, and is asked again by the flow `promotion` alone"
+    if promote and outcome.passed and is_refused(version):
+        message += "; a person has refused it, and is asked again by the flow `promotion` alone"
     elif promote and outcome.passed:
         resource = {"prefect.resource.id": f"prosemill.version.{version.number}"}
         emit_event(PROMOTION_REQUESTED, resource, payload={"version": version.number})

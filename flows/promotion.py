@@ -18,7 +18,7 @@ from prefect.input import RunInput
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, Running
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from prosemill.errors import ProsemillError
 from prosemill.orchestration.experiment import own_params
@@ -27,7 +27,7 @@ from prosemill.orchestration.runs import close_lost_flow_runs, mark
 from prosemill.params import Gate, read_section
 from prosemill.registry.gate import Verdict
 from prosemill.registry.promotion import examine, promote
-from prosemill.registry.store import DECISION, Registry
+from prosemill.registry.store import DECISION, Registry, Version
 
 POLL_SECONDS = 2
 
@@ -72,6 +72,8 @@ def _run(version: int | None, approval: Literal["person", "none"], hours: float)
         return _refused(f"version {verdict.version} does not pass the gate: {verdict.failed}")
     if approval == "person":
         decision = _ask(verdict, hours)
+        if decision is None:
+            return _refused(f"version {verdict.version} is refused: nobody answered within {hours:g} hours")
         registry.set_tags(verdict.version, {DECISION: decision.model_dump_json(exclude={"description"})})
         if not decision.accept:
             return _refused(f"version {verdict.version} is refused: {decision.comment or 'no comment'}")
@@ -81,8 +83,16 @@ def _run(version: int | None, approval: Literal["person", "none"], hours: float)
     return Completed(name="Promoted", message=f"version {verdict.version} is the champion", data=True)
 
 
-def _ask(verdict: Verdict, hours: float) -> Decision:
-    """A person's decision; no answer in time refuses."""
+def is_refused(version: Version) -> bool:
+    """Whether a person has refused a version; silence is not kept with it."""
+    try:
+        return not Decision.model_validate_json(version.tag(DECISION)).accept
+    except ValidationError:
+        return False
+
+
+def _ask(verdict: Verdict, hours: float) -> Decision | None:
+    """A person's decision; None if there is none in time."""
     description = f"{verdict.as_markdown()}\n\nAnswer within {hours:g} hours; silence refuses."
     get_run_logger().info("a person decides: `Resume` in the menu of this run's page shows the gate's table and asks")
     question = Decision.with_initial_data(description=description, accept=False, comment="")
@@ -91,7 +101,7 @@ def _ask(verdict: Verdict, hours: float) -> Decision:
     except FlowPauseTimeout:
         with get_client(sync_client=True) as client:  # a run that is still paused could only fail, and this is an answer
             client.set_flow_run_state(UUID(flow_run.id), Running(), force=True)
-        return Decision(accept=False, comment=f"nobody answered within {hours:g} hours")
+        return None
     return answer
 
 

@@ -127,19 +127,20 @@ def lineage(version: Annotated[int, typer.Argument(help="Number of the version."
 
 @command
 def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
-    """Open the page of tracked runs (MLflow) on this machine alone; Ctrl-C ends it. A server that you have named has a page already."""
+    """Open the page of tracked runs (MLflow) on this machine alone; Ctrl-C ends it. If there is one already, say where."""
     import os
 
-    from prosemill.orchestration.environment import AUTH, named_mlflow_server
-    from prosemill.orchestration.house import mlflow_command, mlflow_environment
+    from prosemill.orchestration.environment import AUTH, LOCAL, named_mlflow_server, read_house
+    from prosemill.orchestration.house import mlflow_command, mlflow_environment, refuse_wrong_ports
     from prosemill.tracking.server import connect
 
-    if (named := named_mlflow_server()) is not None:
-        typer.echo(f"tracked runs: {named}")
+    if (shown := named_mlflow_server() or (read_house() or {}).get("mlflow")) is not None:
+        typer.echo(f"tracked runs: {shown}")
         return
+    refuse_wrong_ports({"--port": port})
     connect()  # which makes the store, if this comes before the first run
     os.environ.update(mlflow_environment(port))
-    typer.echo(f"tracked runs: http://127.0.0.1:{port}  (user and password: {AUTH}; Ctrl-C ends the page)")
+    typer.echo(f"tracked runs: http://{LOCAL}:{port}  (user and password: {AUTH}; Ctrl-C ends the page)")
     command = mlflow_command(port)
     os.execv(command[0], command)  # noqa: S606 # no shell is involved
 

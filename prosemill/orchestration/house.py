@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +97,10 @@ def _servers(ports: Ports) -> Iterator[dict[str, "subprocess.Popen[str]"]]:
     """All servers, answering."""
     from prosemill.tracking.server import connect
 
-    _refuse_wrong(ports)
+    options = {"--prefect-port": ports.prefect, "--service-port": ports.service}
+    if named_mlflow_server() is None:
+        options["--mlflow-port"] = ports.mlflow
+    refuse_wrong_ports(options)
     connect()  # which makes MLflow's store
     prefect, mlflow = f"http://{LOCAL}:{ports.prefect}", f"http://{LOCAL}:{ports.mlflow}"
     os.environ.update(prefect_environment(prefect))
@@ -223,10 +226,8 @@ def _explain(output: str) -> str:
     return text.rpartition("Deploying ")[2]
 
 
-def _refuse_wrong(ports: Ports) -> None:
-    options = {"--prefect-port": ports.prefect, "--service-port": ports.service}
-    if named_mlflow_server() is None:
-        options["--mlflow-port"] = ports.mlflow
+def refuse_wrong_ports(options: Mapping[str, int]) -> None:
+    """Raise `ProsemillError` if a port is taken, is given twice or cannot be; `options` are named in its line."""
     for port in options.values():
         same = [option for option, other in options.items() if other == port]
         if len(same) > 1:

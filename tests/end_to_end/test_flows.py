@@ -155,6 +155,7 @@ def test_nobodys_answer_refuses_a_promotion(workspace: Workspace) -> None:
     state = newest_promotion(workspace)["state"]
     assert (state["name"], state["message"]) == ("Refused", "version 1 is refused: nobody answered within 0.001 hours")
     assert aliased(workspace, "champion") is None
+    assert "prosemill.decision" not in tracked(workspace).get_model_version("prosemill", "1").tags, "it may be asked for again"
 
 
 @pytest.mark.parametrize(("accept", "name"), [(False, "Refused"), (True, "Promoted")])
@@ -240,14 +241,15 @@ def test_without_a_server_it_runs_on_one_of_its_own_and_leaves_nothing_behind(wo
     assert not living(set(processes))
 
 
-def test_a_version_that_a_person_has_decided_on_is_not_asked_for_again(workspace: Workspace) -> None:
+def test_a_version_that_a_person_has_refused_is_not_asked_for_again(workspace: Workspace) -> None:
     num_before = len(promotions(workspace))
+    tracked(workspace).set_model_version_tag("prosemill", "1", "prosemill.decision", json.dumps({"accept": False, "comment": "no"}))
     forget_champion(workspace)
     try:
         workspace.run("--promote")
     finally:
         tracked(workspace).set_registered_model_alias("prosemill", "champion", "1")
-    assert "a person has decided on it before" in workspace.newest()["state"]["message"]
+    assert "a person has refused it" in workspace.newest()["state"]["message"]
     assert len(promotions(workspace)) == num_before
 
 

@@ -237,7 +237,7 @@ def refuse_wrong_ports(options: Mapping[str, int]) -> None:
             with socket.create_server((LOCAL, port or -1)):  # with 0 the system would choose one
                 pass
         except (OSError, OverflowError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "ports are 1 to 65535"
+            reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else "ports are 1 to 65535"
             raise ProsemillError(f"port {port} cannot be had ({reason}): free it, or choose another with {option}") from None
 
 

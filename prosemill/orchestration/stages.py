@@ -15,7 +15,7 @@ from typing import Literal
 
 import yaml
 
-from prosemill.errors import TRY_AGAIN, ProsemillError, first_line
+from prosemill.errors import TRY_AGAIN, ProsemillError
 from prosemill.supervised import run_supervised
 
 PIPELINE = Path("dvc.yaml")
@@ -58,7 +58,7 @@ def stage_names() -> list[str]:
     except FileNotFoundError:
         raise ProsemillError(f"{PIPELINE} is missing: run this in the repository's root") from None
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ProsemillError(f"{PIPELINE} is broken ({first_line(error)}): mend it, or `git checkout {PIPELINE}`") from None
+        raise ProsemillError(f"{PIPELINE} is broken ({' '.join(str(error).split())}): mend it, or `git checkout {PIPELINE}`") from None
 
 
 def mend_list_of_files_in_use() -> None:

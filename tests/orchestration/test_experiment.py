@@ -378,6 +378,13 @@ def test_the_users_own_params_can_be_read_while_an_experiment_stands_in_their_pl
     assert own_params() == PARAMS
 
 
+def test_a_params_file_that_is_no_text_is_one_line(own: bytes) -> None:
+    PARAMS.write_bytes(own + b"\xff")
+    with pytest.raises(ProsemillError, match=rf"params\.yaml is not in UTF-8 \(byte {len(own) + 1}\)"), experiment(OVERRIDES):
+        pass
+    assert PARAMS.read_bytes() == own + b"\xff"
+
+
 def test_a_params_file_that_is_missing_is_one_line_that_brings_it_back(own: bytes) -> None:
     PARAMS.unlink()
     with (

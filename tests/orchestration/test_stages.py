@@ -242,6 +242,13 @@ def test_a_missing_pipeline_is_one_line(workspace: Path) -> None:
         stage_names()
 
 
+@pytest.mark.parametrize("content", [b"stages: [", b"\xff", b"", b"steps: {}"])
+def test_a_broken_pipeline_is_one_line(workspace: Path, content: bytes) -> None:
+    Path("dvc.yaml").write_bytes(content)
+    with pytest.raises(ProsemillError, match=r"^dvc\.yaml is broken \(.+\): mend it, or `git checkout dvc\.yaml`$"):
+        stage_names()
+
+
 def test_every_stage_has_its_hours(monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.pipeline import Hours
 

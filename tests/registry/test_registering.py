@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -47,6 +49,15 @@ def test_the_same_weights_keep_their_version(registry: Registry, registered: Wor
     registry.set_alias(CHAMPION, 3)
     register()
     assert registry.aliases() == {CHAMPION: 3}, "a champion is no challenger"
+
+
+def test_a_registration_waits_for_a_change_that_is_at_work(registry: Registry, registered: Workspace) -> None:
+    with ThreadPoolExecutor() as pool:
+        with registry.locked():
+            waiting = pool.submit(register)
+            time.sleep(0.5)
+            assert not waiting.done()
+        assert waiting.result(timeout=60).number == 3
 
 
 def test_another_evaluation_of_the_same_weights_is_brought_up_to_date(fresh: Workspace) -> None:

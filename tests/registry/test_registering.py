@@ -55,7 +55,7 @@ def test_a_registration_waits_for_a_change_that_is_at_work(registry: Registry, r
     with ThreadPoolExecutor() as pool:
         with registry.locked():
             waiting = pool.submit(register)
-            time.sleep(0.5)
+            time.sleep(5)  # reading the results comes before the lock
             assert not waiting.done()
         assert waiting.result(timeout=60).number == 3
 

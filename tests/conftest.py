@@ -4,6 +4,8 @@ import os
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1"}
 os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
+# Tiny models gain nothing from a second thread, and two tests side by side lose half their time to threads that wait for a core.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
 import pydoc_data.topics
@@ -13,12 +15,36 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from prosemill.end_of_text import END_OF_TEXT
 from tests.wikitext_files import SAMPLE, WikiText, needs_sample, write_wikitext
 
 # A shell starts what it runs in the background (`make test &`) deaf to Ctrl-C, and every program below would be deaf as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+SHARING = {f"tests/end_to_end/test_{name}.py": "the clone" for name in ("families", "pipeline", "readme", "registry")}
+"""Files whose tests share what takes long to make, by what they share: one process has to run them."""
+
+
+class SharingFiles(LoadFileScheduling):  # type: ignore[misc]
+    """Gives each process whole files of tests, whose fixtures they share, and what shares more together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return SHARING.get(file, file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> SharingFiles:
+    """How `pytest --numprocesses` shares out the tests."""
+    config.option.loadscopereorder = False
+    return SharingFiles(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Processes begin with what takes longest, or one would be left with it at the end; one alone begins with what fails soonest."""
+    in_processes = hasattr(config, "workerinput")
+    items.sort(key=lambda item: item.nodeid.startswith("tests/end_to_end/") != in_processes)
 
 
 @pytest.fixture(scope="session")

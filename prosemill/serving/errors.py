@@ -2,7 +2,7 @@
 
 from starlette.responses import JSONResponse
 
-TYPES = {403: "permission_error", 404: "not_found_error", 405: "invalid_request_error", 503: "unavailable_error"}
+TYPES = {403: "permission_error", 404: "not_found_error"}
 
 
 def refusal(status: int, message: str, param: str | None = None) -> JSONResponse:

@@ -18,7 +18,7 @@ from uuid import UUID
 from prosemill.digests import sha256_of_value
 from prosemill.locks import BusyError, alone
 from prosemill.orchestration.environment import HOME
-from prosemill.workspace import CHECKPOINTS, STATE
+from prosemill.workspace import CHECKPOINTS, STATE, TRACKING
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -98,19 +98,23 @@ def close_lost_flow_runs(client: "SyncPrefectClient") -> list[str]:
 def close_lost_tracked_runs() -> list[str]:
     """End runs of MLflow that say RUNNING while nobody trains them in this workspace; their names. Going on later opens them again.
 
+    In a store that the user has named, those alone that were trained here: the others may be another workspace's.
+
     Raises:
         ProsemillError: the tracking server does not answer.
     """
     from prosemill.tracking.run import FINGERPRINT_TAG
-    from prosemill.tracking.server import connect, experiment_id, needing_answers
+    from prosemill.tracking.server import SQLITE, connect, experiment_id, needing_answers, tracking_uri
 
     client = connect().MlflowClient()
+    is_shared = tracking_uri() != f"{SQLITE}{(TRACKING / 'mlflow.db').absolute()}"
     names = []
     with needing_answers():
         for run in client.search_runs([experiment_id()], "attributes.status = 'RUNNING'"):
-            lock = CHECKPOINTS / f"{run.data.tags.get(FINGERPRINT_TAG)}.lock"
-            if not lock.is_file():
-                continue  # of another workspace
+            fingerprint = run.data.tags.get(FINGERPRINT_TAG)
+            lock = CHECKPOINTS / f"{fingerprint}.lock"
+            if fingerprint is None or (is_shared and not lock.is_file()):
+                continue
             with suppress(BusyError), alone(lock, "training"):
                 client.set_terminated(run.info.run_id, "KILLED")
                 names.append(str(run.info.run_name))

@@ -185,12 +185,17 @@ def test_a_tracked_run_that_nobody_trains_is_closed_and_goes_on_later(store: mlf
     assert store.get_run(run_id).info.status == "FINISHED"
 
 
-def test_tracked_runs_of_others_are_left(store: mlflow.MlflowClient) -> None:
+def test_tracked_runs_of_others_are_left(store: mlflow.MlflowClient, tmp_path: Path) -> None:
     run_ids = [left_running(store, "b" * 16), left_running(store, None)]
     with alone(CHECKPOINTS / f"{'c' * 16}.lock", "training"):
         pass
-    assert close_lost_tracked_runs() == []
+    shared = tmp_path / "shared.db"  # which other workspaces may use as well
+    shared.write_bytes((tmp_path / ".prosemill/mlflow/mlflow.db").read_bytes())
+    with environment({"MLFLOW_TRACKING_URI": f"sqlite:///{shared}"}):
+        assert close_lost_tracked_runs() == []
     assert {store.get_run(run_id).info.status for run_id in run_ids} == {"RUNNING"}
+    assert close_lost_tracked_runs() == [f"run-{'b' * 16}"], "it is no training's, and the workspace's own"
+    assert store.get_run(run_ids[1]).info.status == "RUNNING", "it is not of Prosemill"
 
 
 def test_without_tracked_runs_there_is_nothing_to_close(store: mlflow.MlflowClient) -> None:

@@ -31,6 +31,7 @@ from prosemill.orchestration.page import Page, StageRow, quiet_mistakes
 from prosemill.orchestration.runs import Cancellation, at_work, close_lost_flow_runs, close_lost_tracked_runs, mark
 from prosemill.orchestration.stages import (
     CommandFailedError,
+    interruptible,
     leading_unchanged_stages,
     mend_list_of_files_in_use,
     reproduce,
@@ -39,6 +40,7 @@ from prosemill.orchestration.stages import (
 )
 from prosemill.params import Gate, read_section
 from prosemill.registry import registering
+from prosemill.registry.gate import IncomparableError
 from prosemill.registry.promotion import examine
 from prosemill.registry.store import Registry, Version
 from prosemill.workspace import PARAMS
@@ -61,6 +63,7 @@ class Hours(BaseModel):
     train: float = Field(default=72, gt=0)
     evaluate: float = Field(default=12, gt=0)
     registration: float = Field(default=1, gt=0)
+    gate: float = Field(default=12, gt=0)
 
 
 @flow(name="pipeline", description="From raw text to a registered model: what has changed is run, the rest is left as it is.")
@@ -108,7 +111,8 @@ def _run(overrides: list[str], force: bool, promote: bool, if_busy: Literal["wai
                 if overrides:
                     logger.info(f"kept as an experiment: dvc exp apply {save_experiment(overrides)}")
                 version = register(page, hours.registration, lock, tick)
-            outcome = gate(page, version)  # by the workspace's own rules: an experiment does not choose what it is measured by
+            # By the workspace's own rules: an experiment does not choose what it is measured by.
+            outcome = gate(page, version, hours.gate, tick)
     message = f"version {version.number} {outcome.text}"
     if promote and outcome.passed and is_refused(version):
         message += "; a person has refused it, and is asked again by the flow `promotion` alone"
@@ -181,7 +185,8 @@ def register(page: Page, hours: float, lock: int, tick: Tick) -> Version:
         version = registering.find_registered(registry)
         assert version is not None, "it was registered just now"
     else:
-        version = registering.register()  # which only brings its lineage up to date
+        with interruptible("register", seconds=3600 * hours, tick=tick):
+            version = registering.register()  # which only brings its lineage up to date
     page.show_version(version, mlflow_page())
     return version
 
@@ -195,14 +200,15 @@ class Outcome(NamedTuple):
 
 
 @task(cache_policy=NO_CACHE, task_run_name="gate")
-def gate(page: Page, version: Version) -> Outcome:
-    """Hold the version against the gate. One that does not compare with the champion, as of another corpus, is registered all the same."""
+def gate(page: Page, version: Version, hours: float, tick: Tick) -> Outcome:
+    """Hold the version against the gate, which may evaluate the champion again; one that does not compare is registered all the same."""
     registry = Registry.open()
     if registry.served().champion == version.number:
         return Outcome(False, "is the champion already")
     try:
-        verdict = examine(registry, read_section("gate", Gate), version.number, wait=True)
-    except ProsemillError as error:
+        with interruptible("gate", seconds=3600 * hours, tick=tick):
+            verdict = examine(registry, read_section("gate", Gate), version.number, wait=True)
+    except IncomparableError as error:
         get_run_logger().warning(str(error))
         return Outcome(False, f"is registered, and the gate cannot judge it: {error}")
     page.show_verdict(verdict)

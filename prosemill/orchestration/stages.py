@@ -6,9 +6,12 @@ reproduce("train", print, seconds=3600)   # "ran", "cached" or "unchanged"
 
 import json
 import re
+import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
@@ -16,7 +19,7 @@ from typing import Literal
 import yaml
 
 from prosemill.errors import TRY_AGAIN, ProsemillError
-from prosemill.supervised import run_supervised
+from prosemill.supervised import TICK, run_supervised
 
 PIPELINE = Path("dvc.yaml")
 IN_USE = Path(".dvc/tmp/rwlock")
@@ -166,13 +169,44 @@ def run_command(
         code = run_supervised(command, read, seconds=seconds, tick=tick, hold=hold)
     except TimeoutError:
         assert seconds is not None
-        raise CommandFailedError(
-            f"{name} took more than {seconds / 3600:g} hours and was stopped: "
-            "give it more time (`hours` of its deployment), or run it again to go on",
-            last_lines,
-        ) from None
+        raise _too_long(name, seconds, last_lines) from None
     if code != 0:
         raise _failure(name, code, last_lines)
+
+
+@contextmanager
+def interruptible(name: str, *, seconds: float, tick: Callable[[], None]) -> Iterator[None]:
+    """Have what the main thread does in the block end as a command of `run_command` does: after some time, or by what `tick` raises.
+
+    Raises:
+        CommandFailedError: it took longer.
+        BaseException: what `tick` raised.
+    """
+    over, raised, main_thread = threading.Event(), list[BaseException](), threading.get_ident()
+
+    def watch() -> None:
+        deadline = time.monotonic() + seconds
+        try:
+            while not over.wait(TICK):
+                tick()
+                if time.monotonic() >= deadline:
+                    raise _too_long(name, seconds)
+        except BaseException as error:  # noqa: BLE001 - is raised again where the block stands
+            raised.append(error)
+            signal.pthread_kill(main_thread, signal.SIGINT)  # which ends a wait for a lock or a server as well
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+    except KeyboardInterrupt:
+        if raised:
+            raise raised[0] from None
+        raise
 
 
 def readable(line: str) -> str | None:
@@ -181,6 +215,11 @@ def readable(line: str) -> str | None:
     if not shown.strip() or BAR.search(shown) or shown.lstrip().startswith(HINTS):
         return None
     return shown
+
+
+def _too_long(name: str, seconds: float, last_lines: Sequence[str] = ()) -> CommandFailedError:
+    remedy = "give it more time (`hours` of its deployment), or run it again to go on"
+    return CommandFailedError(f"{name} took more than {seconds / 3600:g} hours and was stopped: {remedy}", last_lines)
 
 
 def _failure(name: str, code: int, last_lines: Sequence[str]) -> CommandFailedError:

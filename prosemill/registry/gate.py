@@ -23,6 +23,10 @@ from prosemill.workspace import CORPUS
 HEADER = ("rule", "found", "needed", "verdict")
 
 
+class IncomparableError(ProsemillError):
+    """Two versions whose numbers measure different things: neither is the better one."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """One rule of the gate."""
@@ -80,8 +84,8 @@ def judge(registry: Registry, version: Version, champion: Version | None, sectio
         section: The gate's section of params.yaml.
 
     Raises:
-        ProsemillError: a package is gone or was altered, or the two do not compare: they are of different corpora or predict in different
-            directions, or the champion would have to be evaluated on documents that are not here.
+        IncomparableError: the two are of different corpora or predict in different directions.
+        ProsemillError: a package is gone or was altered, or the champion would have to be evaluated on documents that are not here.
     """
     kept = read_kept(registry, version)
     chain = links(registry, version, kept)
@@ -150,7 +154,7 @@ def _refuse_other_kind(champion: Version, theirs: Kept, challenger: Version, our
     }
     for verb, (of_challenger, of_champion) in pairs.items():
         if of_challenger != of_champion:
-            raise ProsemillError(
+            raise IncomparableError(
                 f"version {challenger.number} {verb} {of_challenger}, the champion (version {champion.number}) {of_champion}: their "
                 "numbers do not compare; if it shall take over all the same, set the alias in the MLflow page (`prosemill ui`)"
             )

@@ -40,8 +40,9 @@ def promote(registry: Registry, section: Gate, number: int | None = None, *, wai
         The verdict; if it did not pass, the champion is what it was.
 
     Raises:
-        ProsemillError: there is no such version, it is the champion already, the two do not compare, a package was altered, or somebody
-            else changes the registry.
+        IncomparableError: as `judge` does.
+        ProsemillError: there is no such version, it is the champion already, `judge` cannot judge it, or somebody else changes
+            the registry.
     """
     with registry.locked(wait=wait):
         settle(registry)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,16 @@ def tracked(workspace: Workspace) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(f"sqlite:///{workspace.clone.folder}/.prosemill/mlflow/mlflow.db")
 
 
+@contextmanager
+def registry_of(workspace: Workspace) -> Iterator[Registry]:
+    """The clone's registry."""
+    with environment({"MLFLOW_TRACKING_URI": f"sqlite:///{workspace.clone.folder}/.prosemill/mlflow/mlflow.db"}):
+        yield Registry.open()
+
+
 def forget_champion(workspace: Workspace) -> None:
     """Have the registry be as before its first promotion."""
-    with environment({"MLFLOW_TRACKING_URI": f"sqlite:///{workspace.clone.folder}/.prosemill/mlflow/mlflow.db"}):
-        registry = Registry.open()
+    with registry_of(workspace) as registry:
         registry.set_alias(CHAMPION, None)
         registry.set_state(State())
 
@@ -241,16 +248,26 @@ def test_without_a_server_it_runs_on_one_of_its_own_and_leaves_nothing_behind(wo
     assert not living(set(processes))
 
 
-def test_a_version_that_a_person_has_refused_is_not_asked_for_again(workspace: Workspace) -> None:
-    num_before = len(promotions(workspace))
-    tracked(workspace).set_model_version_tag("prosemill", "1", "prosemill.decision", json.dumps({"accept": False, "comment": "no"}))
+@pytest.mark.parametrize(("accept", "said"), [(True, "its promotion is asked for"), (False, "a person has refused it")])
+def test_a_promotion_is_asked_for_unless_a_person_has_refused_it(workspace: Workspace, accept: bool, said: str) -> None:
+    num_before = len(requests_for_promotion(workspace))
+    tracked(workspace).set_model_version_tag("prosemill", "1", "prosemill.decision", json.dumps({"accept": accept, "comment": "so"}))
     forget_champion(workspace)
     try:
         workspace.run("--promote")
     finally:
         tracked(workspace).set_registered_model_alias("prosemill", "champion", "1")
-    assert "a person has refused it" in workspace.newest()["state"]["message"]
-    assert len(promotions(workspace)) == num_before
+    assert said in workspace.newest()["state"]["message"]
+    num_expected = num_before + accept
+    wait_until(lambda: len(requests_for_promotion(workspace)) >= num_expected, lambda: f"{requests_for_promotion(workspace)}")
+    assert len(requests_for_promotion(workspace)) == num_expected
+
+
+def requests_for_promotion(workspace: Workspace) -> list[dict[str, Any]]:
+    """Events at the server that start the flow `promotion` where it is deployed."""
+    wanted = {"event": {"name": ["prosemill.promotion.requested"]}}
+    found: list[dict[str, Any]] = workspace.api.call("POST", "/events/filter", filter=wanted)["events"]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -300,7 +317,7 @@ def test_uncommitted_changes_are_shown_and_recorded(workspace: Workspace) -> Non
 
 
 def test_a_stage_that_fails_has_its_last_lines_in_the_message(workspace: Workspace) -> None:
-    output = workspace.run("-S", "train.learning_rate=1e30", fails=True)
+    output = workspace.run("--force", "-S", "train.learning_rate=1e30", fails=True)
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: train failed: the training loss is nan")
     assert "Traceback" not in output
@@ -308,8 +325,9 @@ def test_a_stage_that_fails_has_its_last_lines_in_the_message(workspace: Workspa
     assert message.startswith("train failed: the training loss is nan")
     assert "> python -m stages.train" in message
     stages = json.loads(workspace.api.artifacts(workspace.newest()["id"])["stages"]["data"])
-    assert [(row["stage"], row["result"]) for row in stages[-2:]] == [("group", "unchanged"), ("train", "failed")]
-    assert workspace.api.task_states(workspace.newest()["id"])["group"] == "Unchanged"
+    results = dict.fromkeys(("download", "tokenize", "group"), "ran") | {"train": "failed"}
+    assert {row["stage"]: row["result"] for row in stages} == results, "--force runs what has not changed"
+    assert workspace.api.task_states(workspace.newest()["id"])["group"] == "Completed"
 
 
 def send(number: signal.Signals) -> Callable[[Workspace, "subprocess.Popen[str]"], None]:
@@ -339,6 +357,17 @@ def test_a_flow_that_is_ended_in_any_way_leaves_no_process_and_is_gone_on_with(w
     assert "error: cancelled in the Prefect page" in output
     process.terminate()
     process.wait(SECONDS)
+
+
+def test_a_run_that_waits_for_the_registry_hears_that_it_is_cancelled(workspace: Workspace) -> None:
+    with registry_of(workspace) as registry, registry.locked():
+        process = workspace.start()
+        workspace.wait_for("Finished in state Unchanged")
+        wait_until(lambda: workspace.api.task_states(workspace.newest()["id"]).get("register") == "Running", workspace.output)
+        cancel_in_page(workspace, process)
+        until(lambda: process.poll() is not None, 10, "the run has ended")
+    assert "error: cancelled in the Prefect page" in workspace.output()
+    assert workspace.newest()["state"]["type"] == "CANCELLED"
 
 
 def test_a_second_run_waits_or_is_refused(workspace: Workspace) -> None:

@@ -1,7 +1,9 @@
 """A stage is run by DVC as it is; what came of it, and why it failed, is told in one line."""
 
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from prosemill.orchestration.stages import (
     IN_USE,
     NUM_LAST_LINES,
     CommandFailedError,
+    interruptible,
     leading_unchanged_stages,
     mend_list_of_files_in_use,
     readable,
@@ -253,4 +256,33 @@ def test_every_stage_has_its_hours(monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.pipeline import Hours
 
     monkeypatch.chdir(ROOT)
-    assert set(Hours.model_fields) == {*stage_names(), "registration"}
+    assert set(Hours.model_fields) == {*stage_names(), "registration", "gate"}
+
+
+class StopError(Exception):
+    """What a tick raises."""
+
+
+def stop() -> None:
+    raise StopError
+
+
+def test_work_in_this_process_ends_after_its_time_and_by_what_a_tick_raises() -> None:
+    begin = time.monotonic()
+    too_long = pytest.raises(CommandFailedError, match=r"^gate took more than 0.0005 hours and was stopped: ")
+    with too_long, interruptible("gate", seconds=3600 * HOURS, tick=lambda: None):
+        time.sleep(60)
+    with pytest.raises(StopError), interruptible("gate", seconds=60, tick=stop):
+        time.sleep(60)
+    assert time.monotonic() - begin < 30
+
+
+def test_work_in_this_process_ends_as_it_would_alone_if_nothing_ends_it() -> None:
+    ticks: list[None] = []
+    with interruptible("gate", seconds=60, tick=lambda: ticks.append(None)):
+        time.sleep(1.2)
+    assert ticks
+    with pytest.raises(ZeroDivisionError), interruptible("gate", seconds=60, tick=lambda: None):
+        _ = 1 / 0
+    with pytest.raises(KeyboardInterrupt), interruptible("gate", seconds=60, tick=lambda: None):
+        signal.raise_signal(signal.SIGINT)

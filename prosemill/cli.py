@@ -7,6 +7,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from prosemill.errors import ProsemillError, run_main
+from prosemill.orchestration.environment import MLFLOW_PORT, PREFECT_PORT, SERVICE_PORT
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -126,7 +127,7 @@ def lineage(version: Annotated[int, typer.Argument(help="Number of the version."
 
 
 @command
-def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) -> None:
+def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = MLFLOW_PORT) -> None:
     """Open the page of tracked runs (MLflow) on this machine alone; Ctrl-C ends it. If there is one already, say where."""
     import os
 
@@ -147,9 +148,9 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000) 
 
 @command
 def up(
-    prefect_port: Annotated[int, typer.Option(help="Port of Prefect's server and page on this machine.")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's page on this machine.")] = 5000,
-    service_port: Annotated[int, typer.Option(help="Port of the champion's service on this machine.")] = 3000,
+    prefect_port: Annotated[int, typer.Option(help="Port of Prefect's server and page on this machine.")] = PREFECT_PORT,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's page on this machine.")] = MLFLOW_PORT,
+    service_port: Annotated[int, typer.Option(help="Port of the champion's service on this machine.")] = SERVICE_PORT,
 ) -> None:
     """Start all servers of this workspace: Prefect with deployments and a worker, MLflow's page, the service; Ctrl-C ends them."""
     from prosemill.orchestration.house import Ports, live_in

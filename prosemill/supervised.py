@@ -142,9 +142,8 @@ def supervise(command: Sequence[str]) -> int:
     """The supervisor's work; the command's exit status."""
     _become_subreaper()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(
-            number, lambda *_: None
-        )  # the caller's end of the pipe alone decides; unlike SIG_IGN, the command does not inherit it
+        # The caller's end of the pipe alone decides. The command does not inherit this, as it would SIG_IGN.
+        signal.signal(number, lambda *_: None)
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     except OSError as error:

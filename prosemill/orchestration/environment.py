@@ -36,7 +36,8 @@ HOUSE = STATE / "house.json"
 HOUSE_LOCK = STATE / "house.lock"
 LOGS = STATE / "logs"
 LOCAL = "127.0.0.1"
-MLFLOW_PORT = 5000
+PREFECT_PORT, MLFLOW_PORT, SERVICE_PORT = 4200, 5000, 3000
+"""Where the servers listen unless told otherwise."""
 STARTUP_SECONDS = 120
 HAND_IN_SECONDS = 10
 AT_THE_TERMINAL = {

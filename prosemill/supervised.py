@@ -4,7 +4,7 @@
 
 Between the caller and the command stands a supervisor: this file, run as a program. It holds the reading end of a pipe whose other end the
 caller alone has, so it notices the caller's end however that comes, SIGKILL included. Then, and when the command has ended, it asks what is
-left below it to end (SIGTERM, on which training saves a checkpoint), and after `GRACE` seconds it kills the rest.
+left below it to end (SIGTERM, on which training saves a checkpoint), and after a while (`GRACE` seconds) it kills the rest.
 """
 
 import ctypes
@@ -52,7 +52,7 @@ def run_supervised(
         TimeoutError: it took longer, and was ended.
         BaseException: what a signal handler, `on_line` or `tick` raised; the command was ended then.
     """
-    process = _start(command, subprocess.PIPE, hold)
+    process = _start(command, subprocess.PIPE, hold, GRACE)
     assert process.stdin is not None
     assert process.stdout is not None
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -63,23 +63,29 @@ def run_supervised(
         return process.wait()
     finally:
         process.stdin.close()
-        _see_off(process)
+        _see_off(process, GRACE)
         reader.join(TICK)
         while not lines.empty() and (last := lines.get()) is not None:
             on_line(last)
 
 
 @contextmanager
-def supervised(command: Sequence[str], log: Path) -> Iterator["subprocess.Popen[str]"]:
-    """Have a command run in the background while the block runs; what it prints goes to the end of a file."""
+def supervised(command: Sequence[str], log: Path, *, grace: float = GRACE) -> Iterator["subprocess.Popen[str]"]:
+    """Have a command run in the background while the block runs; what it prints goes to the end of a file.
+
+    Args:
+        command: Program and arguments.
+        log: The file.
+        grace: Seconds that it has for its end before it is killed.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
-        process = _start(command, file, ())
+        process = _start(command, file, (), grace)
     try:
         yield process
     finally:
         ask_to_end(process)
-        _see_off(process)
+        _see_off(process, grace)
 
 
 def ask_to_end(process: "subprocess.Popen[str]") -> None:
@@ -88,9 +94,9 @@ def ask_to_end(process: "subprocess.Popen[str]") -> None:
     process.stdin.close()
 
 
-def _start(command: Sequence[str], output: int | IO[str], hold: Sequence[int]) -> "subprocess.Popen[str]":
+def _start(command: Sequence[str], output: int | IO[str], hold: Sequence[int], grace: float) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-P", __file__, *command],
+        [sys.executable, "-P", __file__, str(grace), *command],
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.STDOUT,
@@ -129,16 +135,16 @@ def _pass_on(
             on_line(line)
 
 
-def _see_off(process: "subprocess.Popen[str]") -> None:
+def _see_off(process: "subprocess.Popen[str]", grace: float) -> None:
     """Wait for the supervisor's end; it knows that it must end."""
     try:
-        process.wait(GRACE + 2)
+        process.wait(grace + 2)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def supervise(command: Sequence[str]) -> int:
+def supervise(command: Sequence[str], grace: float) -> int:
     """The supervisor's work; the command's exit status."""
     _become_subreaper()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -158,7 +164,7 @@ def supervise(command: Sequence[str]) -> int:
     for wait in (child.wait, lambda: os.read(0, 1)):
         threading.Thread(target=tell_after, args=(wait,), daemon=True).start()
     over.wait()
-    _end_descendants()
+    _end_descendants(grace)
     code = child.wait()
     return code if code >= 0 else 128 - code
 
@@ -169,11 +175,11 @@ def _become_subreaper() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _end_descendants() -> None:
+def _end_descendants(grace: float) -> None:
     import psutil
 
     asked: set[psutil.Process] = set()
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + grace
     while living := _living_descendants():
         is_over = time.monotonic() >= deadline
         for process in living if is_over else living - asked:
@@ -195,4 +201,4 @@ def _living_descendants() -> "set[psutil.Process]":
 
 
 if __name__ == "__main__":
-    sys.exit(supervise(sys.argv[1:]))
+    sys.exit(supervise(sys.argv[2:], float(sys.argv[1])))

@@ -40,7 +40,10 @@ from prosemill.supervised import ask_to_end, supervised
 from prosemill.workspace import STATE, TRACKING
 
 WORK_POOL = "prosemill"
+WORKER = "prefect-worker"
 CHAMPION_SECONDS = 5  # between two looks at who is the champion
+SERVER_GRACE = 3.0  # seconds that a server has for its end: with a page open it would take all that it gets
+WORKER_SECONDS = 1.5  # that the worker has for its last words to its server
 DEPLOYMENTS = Path("prefect.yaml")
 MLFLOW_AUTH = """\
 [mlflow]
@@ -77,8 +80,7 @@ def live_in(ports: Ports) -> None:
         say(f"         {addresses['prefect']}/api for its clients")
         say(f"MLflow   {addresses['mlflow']}" + ("" if named_mlflow_server() else "  (the same)"))
         service = stack.enter_context(_Service(ports.service))
-        for process in servers.values():
-            stack.callback(ask_to_end, process)  # all at once: one after the other, they would take more than ten seconds
+        stack.callback(_end, servers)
         if (champion := _champion()) is None:
             say("Service  comes with the first champion")
         service.follow(champion)
@@ -110,14 +112,26 @@ def _servers(ports: Ports) -> Iterator[dict[str, "subprocess.Popen[str]"]]:
         if named_mlflow_server() is None:
             os.environ.update(mlflow_environment(ports.mlflow))
             commands["mlflow"] = mlflow_command(ports.mlflow)
-        servers = {name: stack.enter_context(supervised(command, _log(name))) for name, command in commands.items()}
+        servers = {name: stack.enter_context(supervised(command, _log(name), grace=SERVER_GRACE)) for name, command in commands.items()}
         wait_for(f"{prefect}/api/health", servers["prefect-server"], "the Prefect server", _log("prefect-server"))
         _deploy()
         worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process"]
-        servers["prefect-worker"] = stack.enter_context(supervised(worker, _log("prefect-worker")))
+        servers[WORKER] = stack.enter_context(supervised(worker, _log(WORKER)))
         if "mlflow" in servers:
             wait_for(f"{mlflow}/health", servers["mlflow"], "MLflow", _log("mlflow"))
         yield servers
+
+
+def _end(servers: "Mapping[str, subprocess.Popen[str]]") -> None:
+    """Begin all servers' end: the worker's a moment before the others', or it would try for seconds to tell its server that it stops.
+
+    Not one after the other: that would take more than ten seconds.
+    """
+    ask_to_end(servers[WORKER])
+    with suppress(subprocess.TimeoutExpired):
+        servers[WORKER].wait(WORKER_SECONDS)
+    for process in servers.values():
+        ask_to_end(process)
 
 
 def _champion() -> int | None:
@@ -154,7 +168,7 @@ class _Service:
             say("Service  ended, there is no champion any more")
             return
         command = [sys.executable, "-m", "bentoml", "serve", "--host", LOCAL, "--port", str(self._port)]
-        self._process = self._stack.enter_context(supervised(command, _log("service")))
+        self._process = self._stack.enter_context(supervised(command, _log("service"), grace=SERVER_GRACE))
         try:
             wait_for(f"http://{LOCAL}:{self._port}/readyz", self._process, "the service", _log("service"))
         except ProsemillError as error:

@@ -64,21 +64,22 @@ def stage_names() -> list[str]:
         raise ProsemillError(f"{PIPELINE} is broken ({' '.join(str(error).split())}): mend it, or `git checkout {PIPELINE}`") from None
 
 
-def mend_list_of_files_in_use() -> None:
-    """Remove DVC's list of files in use if a kill has cut it short, with which no command of DVC would run any more.
+def mend_list_of_files_in_use(root: Path = Path()) -> None:
+    """Remove a repository's list of files in use by DVC if a kill has cut it short, with which no command of DVC would run any more.
 
     It is not written in one go: what cannot be read twice, a moment apart, is nobody's work.
     """
+    path = root / IN_USE
     for _ in range(2):
         try:
-            json.loads(IN_USE.read_text(encoding="utf-8"))
+            json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return
         except ValueError:
             time.sleep(0.5)
         else:
             return
-    IN_USE.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def leading_unchanged_stages(*, tick: Callable[[], None] | None = None, hold: Sequence[int] = ()) -> list[str]:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +41,8 @@ from pathlib import Path
 from prosemill import supervised
 from prosemill.locks import alone
 
-supervised.__file__, kind, *command = sys.argv[1:]
+grace, kind, *command = sys.argv[1:]
+supervised.GRACE = float(grace)
 if kind == "background":
     with supervised.supervised(command, Path("log")) as process:
         process.wait()
@@ -55,14 +57,9 @@ class NotWantedError(Exception):
 
 
 @pytest.fixture
-def short_grace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A supervisor that waits no seven seconds before it kills: GRACE is read in its own process, from its own file."""
-    text = Path(supervised_module.__file__).read_text(encoding="utf-8")
-    assert f"\nGRACE = {GRACE}" in text
-    path = tmp_path / "supervisor.py"
-    path.write_text(text.replace(f"\nGRACE = {GRACE}", f"\nGRACE = {SHORT_GRACE}"), encoding="utf-8")
-    monkeypatch.setattr(supervised_module, "__file__", str(path))
-    return path
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supervisor that waits no seven seconds before it kills."""
+    monkeypatch.setattr(supervised_module, "GRACE", SHORT_GRACE)
 
 
 @pytest.fixture
@@ -95,10 +92,10 @@ def has_grown(path: Path, num_before: int) -> bool:
 
 
 @contextmanager
-def started_caller(folder: Path, supervisor: str, kind: str, command: list[str], num_pids: int) -> Iterator[tuple[psutil.Popen, list[int]]]:
+def started_caller(folder: Path, grace: float, kind: str, command: list[str], num_pids: int) -> Iterator[tuple[psutil.Popen, list[int]]]:
     """A process that runs a command under supervision, and the process ids of this command, which prints them."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    caller = psutil.Popen([sys.executable, "-c", CALLER, supervisor, kind, *command], cwd=folder, env=environment)
+    caller = psutil.Popen([sys.executable, "-c", CALLER, str(grace), kind, *command], cwd=folder, env=environment)
     pids: list[int] = []
     try:
         wait_until(lambda: (folder / "log").is_file() and len((folder / "log").read_text().splitlines()) >= num_pids)
@@ -165,7 +162,8 @@ print("blocked", sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
     assert lines == ["SIGTERM True", "SIGINT True", "SIGHUP True", "SIGPIPE False", "blocked []"]
 
 
-def test_time_that_is_over_ends_every_process_of_the_command(short_grace: Path, lines: list[str]) -> None:
+@pytest.mark.usefixtures("short_grace")
+def test_time_that_is_over_ends_every_process_of_the_command(lines: list[str]) -> None:
     begin = time.monotonic()
     with pytest.raises(TimeoutError):
         run_supervised([sys.executable, "-c", STUBBORN], lines.append, seconds=1)
@@ -252,17 +250,17 @@ def test_a_command_in_the_background_that_ends_is_seen(workspace: Path) -> None:
 @pytest.mark.parametrize("kind", ["foreground", "background"])
 def test_a_killed_caller_leaves_nothing(tmp_path: Path, kind: str) -> None:
     command = shell("echo $$; setsid sh -c 'echo $$; sleep 120; true' & sleep 120; true")
-    with started_caller(tmp_path, supervised_module.__file__, kind, command, num_pids=2) as (caller, pids):
+    with started_caller(tmp_path, GRACE, kind, command, num_pids=2) as (caller, pids):
         processes = {process.pid for process in caller.children(recursive=True)}
         assert processes > set(pids), "the supervisor stands between"
         caller.kill()
         wait_until(lambda: not any(is_alive(pid) for pid in processes), seconds=10)
 
 
-def test_a_held_descriptor_keeps_its_lock_until_the_last_process_is_gone(tmp_path: Path, short_grace: Path) -> None:
+def test_a_held_descriptor_keeps_its_lock_until_the_last_process_is_gone(tmp_path: Path) -> None:
     command = [sys.executable, "-c", STUBBORN]
     with (
-        started_caller(tmp_path, str(short_grace), "foreground", command, NUM_STUBBORN) as (caller, pids),
+        started_caller(tmp_path, SHORT_GRACE, "foreground", command, NUM_STUBBORN) as (caller, pids),
         (tmp_path / "lock").open() as lock,
     ):
         caller.kill()
@@ -288,15 +286,16 @@ def test_signals_to_the_supervisor_end_nothing(workspace: Path) -> None:
         assert process.wait(DEADLINE) == 4, "the caller alone decides"
 
 
-def test_the_supervisor_takes_no_file_beside_it_for_a_library(short_grace: Path, lines: list[str]) -> None:
+def test_the_supervisor_takes_no_file_beside_it_for_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
+    monkeypatch.setattr(supervised_module, "__file__", shutil.copy(supervised_module.__file__, tmp_path))
     for name in ("signal", "subprocess", "queue", "psutil"):
-        short_grace.with_name(f"{name}.py").write_text("raise SystemExit('taken for the library')\n", encoding="utf-8")
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('taken for the library')\n", encoding="utf-8")
     assert run_supervised(["true"], lines.append, seconds=DEADLINE) == 0
     assert lines == []
 
 
 def test_a_program_runs_it_too() -> None:
-    command = [sys.executable, "-P", supervised_module.__file__, "/bin/sh", "-c", "echo out; echo error >&2; exit 6"]
+    command = [sys.executable, "-P", supervised_module.__file__, "1", "/bin/sh", "-c", "echo out; echo error >&2; exit 6"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -1,1 +1,6 @@
-"""Decoding: how the next token is chosen (`sampling`), and what text can be shown of the tokens so far (`text`)."""
+"""Decoding: many requests at once on one model.
+
+What a model is made of (`layout`), its matrices in the arithmetic that serves best (`kernels`), its forward pass with keys and values
+(`decoder`), who gets a token when (`engine`), how the next token is chosen (`sampling`), and what text can be shown of the tokens so far
+(`text`).
+"""

@@ -61,19 +61,21 @@ class Draws:
         return torch.rand((), generator=self._generator, dtype=torch.float64).item()
 
 
-def choose(logits: torch.Tensor, draws: Sequence[Draws], seen: torch.Tensor) -> list[int]:
+def choose(logits: torch.Tensor, draws: Sequence[Draws], seen: Sequence[torch.Tensor | None]) -> list[int]:
     """The next token of each row.
 
     Args:
         logits: What the model predicts, [rows, vocabulary], of any floating type; it is not changed.
         draws: Of each row; a number is drawn of each whose temperature is not 0.
-        seen: Whether the row's text holds the token, [rows, vocabulary]; only read where a row has a repetition penalty.
+        seen: Of each row, whether its text holds a token, [vocabulary]; None for a row without a repetition penalty.
     """
     penalised = [row for row, each in enumerate(draws) if each.settings.repetition_penalty != 1]
     if penalised:
         logits = logits.clone()
         for row in penalised:
-            logits[row] = penalise(logits[row], seen[row], draws[row].settings.repetition_penalty)
+            of_row = seen[row]
+            assert of_row is not None
+            logits[row] = penalise(logits[row], of_row, draws[row].settings.repetition_penalty)
     tokens: list[int] = torch.argmax(logits, dim=-1).tolist()
     drawn = [row for row, each in enumerate(draws) if each.settings.temperature > 0]
     if drawn:

@@ -18,7 +18,7 @@ def logits(num_rows: int, *, spread: float = 2.0, seed: int = 0) -> torch.Tensor
 
 
 def one(row: torch.Tensor, draws: Draws) -> int:
-    return choose(row[None], [draws], torch.zeros(1, len(row), dtype=torch.bool))[0]
+    return choose(row[None], [draws], [None])[0]
 
 
 def allowed(row: torch.Tensor, settings: Settings) -> set[int]:
@@ -64,7 +64,7 @@ def test_draws_are_those_that_transformers_filters_leave(settings: dict[str, Any
 def test_a_row_gets_the_same_alone_and_among_others() -> None:
     rows = logits(32).to(torch.bfloat16)
     settings = [Settings(seed=row, temperature=(0.0, 0.7, 1.0, 2.0)[row % 4], top_k=(0, 40)[row % 2]) for row in range(32)]
-    seen = torch.zeros(32, VOCABULARY, dtype=torch.bool)
+    seen = [None] * 32
     together = choose(rows, [Draws(each) for each in settings], seen)
     assert together == [one(rows[row], Draws(settings[row])) for row in range(32)]
     assert together[::-1] == choose(rows.flip(0), [Draws(each) for each in settings[::-1]], seen)
@@ -81,7 +81,7 @@ def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
 def test_without_temperature_the_likeliest_token_comes() -> None:
     rows = logits(4)
     draws = [Draws(Settings(temperature=0)) for _ in range(4)]
-    assert choose(rows, draws, torch.zeros(4, VOCABULARY, dtype=torch.bool)) == rows.argmax(-1).tolist()
+    assert choose(rows, draws, [None] * 4) == rows.argmax(-1).tolist()
 
 
 def test_a_penalty_is_transformers_and_touches_its_own_row_alone() -> None:
@@ -94,7 +94,7 @@ def test_a_penalty_is_transformers_and_touches_its_own_row_alone() -> None:
     assert torch.equal(penalise(rows[0], seen[0], 1.5), theirs[0])
     before = rows.clone()
     greedy = [Draws(Settings(temperature=0, repetition_penalty=50.0)), Draws(Settings(temperature=0))]
-    found = choose(rows, greedy, seen)
+    found = choose(rows, greedy, list(seen))
     assert found == [int(rows[0].topk(4).indices[3]), int(rows[1].argmax())]
     assert torch.equal(rows, before), "the model's logits are not changed"
 

@@ -1,0 +1,265 @@
+"""A model's forward pass for writing: many texts at once, each at its own place, whatever the family.
+
+    decoder = Decoder(layout, precision="bf16", num_rows=32)
+    logits = decoder.read(0, tokens, begin=0)        # a piece of row 0's prompt: [tokens, vocabulary]
+    logits = decoder.step([5, 9], [12, 40])          # the last tokens of rows 0 and 1, at their positions: [2, vocabulary]
+
+Keys and values lie in one tensor, a row for each text, from the left: what a row's attention goes through depends on the row's own length
+alone. Together with products and norms that look at each row by itself, a text's logits are the same bits whatever is written beside it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from prosemill.generation.kernels import SMALL, Precision, Product, prepare
+from prosemill.generation.layout import CrossAttention, Layout
+
+BUCKET = 64
+"""Attention goes through keys in multiples of so many; neighbouring rows of the same multiple are attended to together."""
+
+
+def bucket(position: int) -> int:
+    """Which multiple of `BUCKET` keys a token at a position goes through."""
+    return position // BUCKET + 1
+
+
+@dataclass(frozen=True)
+class _Cross:
+    """Cross-attention's matrices, prepared."""
+
+    layer: CrossAttention
+    query: Product
+    key_value: Product
+    output: Product
+
+
+@dataclass(frozen=True)
+class _Products:
+    """A layer's matrices, prepared."""
+
+    query_key_value: Product
+    output: Product
+    cross: _Cross | None
+    up: Product
+    down: Product
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows [begin, end) that go through the same `width` of keys, with `num_tokens` tokens each, which begin at `first` of the batch."""
+
+    begin: int
+    end: int
+    width: int
+    num_tokens: int
+    first: int
+    biases: dict[int | None, torch.Tensor]
+    """By window, what is added to the scores: [rows · key heads, 1 or queries of a key head, width]."""
+
+    @property
+    def tokens(self) -> slice:
+        """Its tokens of the batch."""
+        return slice(self.first, self.first + (self.end - self.begin) * self.num_tokens)
+
+
+class _Batch(NamedTuple):
+    """What all layers of a forward pass share."""
+
+    slots: torch.Tensor
+    """As `Decoder._slots` says."""
+    turn: tuple[torch.Tensor, torch.Tensor] | None
+    """Cosine and sine of each token's position, [tokens, 1, head size]."""
+    groups: Sequence[_Group]
+
+
+class Decoder:
+    """A model, and the keys and values of the texts that it is writing."""
+
+    def __init__(self, layout: Layout, *, precision: Precision, num_rows: int) -> None:
+        self.layout, self.num_rows = layout, num_rows
+        self._embedding = layout.embedding.detach().float()
+        self._positions = None if layout.positions is None else layout.positions.detach().float()
+        self._layers = [
+            _Products(
+                query_key_value=prepare(layer.attention.query_key_value, precision),
+                output=prepare(layer.attention.output, precision),
+                cross=None if layer.cross_attention is None else _prepare_cross(layer.cross_attention, precision),
+                up=prepare(layer.feed_forward.up, precision),
+                down=prepare(layer.feed_forward.down, precision),
+            )
+            for layer in layout.layers
+        ]
+        # Four bits for each weight of what makes the logits cost 2 % of bits per byte, eight nothing.
+        self._head = prepare(layout.head, "int8" if precision == "int4" else precision)
+        is_small = layout.num_heads * layout.head_size * BUCKET <= SMALL
+        self._dtype = torch.float32 if precision == "fp32" or is_small else torch.bfloat16
+        self._encoded: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(num_rows)]
+        self._capacity = 0
+        self._keys = self._values = torch.empty(0)
+        self._reserve(BUCKET)
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Logits after the last token of rows 0, 1, …, [rows, vocabulary].
+
+        Args:
+            tokens: Of each row, its last.
+            positions: Where that stands. Rows of the same `bucket` must be neighbours.
+        """
+        self._reserve(max(positions) + 1)
+        place = torch.tensor(positions)
+        groups, begin = [], 0
+        for size, members in groupby(positions, bucket):
+            end = begin + len(list(members))
+            groups.append(self._group(begin, end, size * BUCKET, place[begin:end, None], first=begin))
+            begin = end
+        assert len({group.width for group in groups}) == len(groups), "rows of the same bucket are neighbours"
+        return self._logits(self._forward(torch.tensor(tokens), place, torch.arange(len(tokens)), groups))
+
+    @torch.inference_mode()
+    def read(self, row: int, tokens: Sequence[int], *, begin: int, only_last: bool = True) -> torch.Tensor:
+        """Read a piece of a row's text that begins at a position, and the logits after its last token or after each, [1 or n, vocabulary].
+
+        A text's pieces must always be the same for its logits to be the same bits.
+        """
+        end = begin + len(tokens)
+        self._reserve(end)
+        place = torch.arange(begin, end)
+        group = self._group(row, row + 1, bucket(end - 1) * BUCKET, place[None], first=0)
+        hidden = self._forward(torch.tensor(tokens), place, torch.full_like(place, row), [group])
+        return self._logits(hidden[-1:] if only_last else hidden)
+
+    @torch.inference_mode()
+    def encode(self, row: int, tokens: Sequence[int]) -> None:
+        """Have an encoder read what the row's text goes on with."""
+        assert self.layout.encode is not None
+        hidden = self.layout.encode(torch.tensor(tokens)).float()
+        heads = (len(tokens), 2, self.layout.num_heads, self.layout.head_size)
+        self._encoded[row] = []
+        for products in self._layers:
+            assert products.cross is not None
+            keys, values = products.cross.key_value(hidden).view(heads).to(self._dtype).permute(1, 2, 0, 3).contiguous()
+            self._encoded[row].append((keys, values))
+
+    @torch.inference_mode()
+    def move(self, source: int, target: int, length: int) -> None:
+        """Have the text of a row, of so many tokens, stand in another row, whose text is forgotten."""
+        heads = self.layout.num_kv_heads
+        for cache in (self._keys, self._values):
+            rows = cache.unflatten(1, (self.num_rows, heads))
+            rows[:, target, :, :length] = rows[:, source, :, :length]
+        self._encoded[target] = self._encoded[source]
+
+    def _reserve(self, length: int) -> None:
+        """Have room for texts of a length."""
+        if length <= self._capacity:
+            return
+        before, self._capacity = self._capacity, max(bucket(length - 1) * BUCKET, 2 * self._capacity)
+        shape = (len(self._layers), self.num_rows * self.layout.num_kv_heads, self._capacity, self.layout.head_size)
+        for name in ("_keys", "_values"):
+            # Zeros, because what is masked is multiplied by 0, and must be a number for that.
+            cache = torch.zeros(shape, dtype=self._dtype)
+            if before:
+                cache[:, :, :before] = getattr(self, name)
+            setattr(self, name, cache)
+
+    def _group(self, begin: int, end: int, width: int, place: torch.Tensor, *, first: int) -> _Group:
+        """Rows [begin, end) whose tokens stand at `place`, [rows, tokens]."""
+        windows = {layer.attention.window for layer in self.layout.layers}
+        biases = {window: self._bias(place, width, window) for window in windows}
+        return _Group(begin, end, width, place.shape[1], first, biases)
+
+    def _bias(self, place: torch.Tensor, width: int, window: int | None) -> torch.Tensor:
+        """What is added to the scores of tokens at `place` [rows, n], [rows · key heads, 1 or queries of a key head, width]."""
+        back = place[:, None, :, None] - torch.arange(width)  # [rows, 1, n, width]
+        is_hidden = back < 0 if window is None else (back < 0) | (back >= window)
+        bias = torch.zeros(is_hidden.shape).masked_fill_(is_hidden, -torch.inf)
+        if (distances := self.layout.distances) is not None:
+            bias = bias + distances.float()[:, back[:, 0].clamp(0, distances.shape[1] - 1)].transpose(0, 1)
+        num_kv_heads, num_queries = self.layout.num_kv_heads, self.layout.num_heads // self.layout.num_kv_heads
+        bias = bias.expand(-1, num_kv_heads, -1, -1).to(self._dtype).flatten(0, 1)
+        return bias if bias.shape[1] == 1 else bias.repeat(1, num_queries, 1)
+
+    def _forward(self, tokens: torch.Tensor, place: torch.Tensor, rows: torch.Tensor, groups: Sequence[_Group]) -> torch.Tensor:
+        """Hidden states after the last layer, [tokens, width]."""
+        layout = self.layout
+        hidden = self._embedding[tokens]
+        if self._positions is not None:
+            hidden = hidden + self._positions[place]
+        batch = _Batch(self._slots(rows, place), None if layout.rotary is None else _turn(layout.rotary, place), groups)
+        for number, (layer, products) in enumerate(zip(layout.layers, self._layers, strict=True)):
+            mixed = products.query_key_value(layer.attention.norm(hidden)).view(len(tokens), -1, layout.head_size)
+            hidden += products.output(self._attend(number, mixed, batch))
+            if products.cross is not None:
+                hidden += self._attend_across(number, products.cross, hidden, groups)
+            hidden += self._feed_forward(number, hidden)
+        return hidden
+
+    def _slots(self, rows: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """Where each token's keys and values go in a layer's cache of [rows · key heads · capacity, head size]."""
+        heads = torch.arange(self.layout.num_kv_heads)
+        return ((rows[:, None] * len(heads) + heads) * self._capacity + place[:, None]).flatten()
+
+    def _attend(self, number: int, mixed: torch.Tensor, batch: _Batch) -> torch.Tensor:
+        """Self-attention of tokens whose queries, keys and values are `mixed`, [tokens, heads, head size]; [tokens, heads · head size]."""
+        layout = self.layout
+        num_turned = layout.num_heads + layout.num_kv_heads
+        turned, values = mixed[:, :num_turned], mixed[:, num_turned:]
+        if batch.turn is not None:
+            cosine, sine = batch.turn
+            half = layout.head_size // 2
+            turned = turned * cosine + torch.cat((-turned[..., half:], turned[..., :half]), dim=-1) * sine
+        queries, keys = turned[:, : layout.num_heads].to(self._dtype), turned[:, layout.num_heads :]
+        for cache, new in ((self._keys, keys), (self._values, values)):
+            slots = cache[number].view(-1, layout.head_size)
+            slots.index_copy_(0, batch.slots, new.reshape(-1, layout.head_size).to(self._dtype))
+        found = [self._attend_group(number, queries[group.tokens], group) for group in batch.groups]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _attend_group(self, number: int, queries: torch.Tensor, group: _Group) -> torch.Tensor:
+        layout, attention = self.layout, self.layout.layers[number].attention
+        num_rows, num_kv_heads = group.end - group.begin, layout.num_kv_heads
+        split = (num_rows, group.num_tokens, num_kv_heads, layout.num_heads // num_kv_heads, layout.head_size)
+        flat = queries.reshape(split).permute(0, 2, 3, 1, 4).reshape(num_rows * num_kv_heads, -1, layout.head_size)
+        rows = slice(group.begin * num_kv_heads, group.end * num_kv_heads)
+        keys, values = self._keys[number, rows, : group.width], self._values[number, rows, : group.width]
+        weights = torch.softmax(torch.baddbmm(group.biases[attention.window], flat, keys.transpose(1, 2), alpha=attention.scale), dim=-1)
+        attended = torch.bmm(weights, values).view(num_rows, num_kv_heads, split[3], group.num_tokens, layout.head_size)
+        return attended.permute(0, 3, 1, 2, 4).reshape(num_rows * group.num_tokens, -1).float()
+
+    def _attend_across(self, number: int, cross: _Cross, hidden: torch.Tensor, groups: Sequence[_Group]) -> torch.Tensor:
+        """Attention to what the encoder read for each row, row by row: they differ in length."""
+        layout = self.layout
+        queries = cross.query(cross.layer.norm(hidden)).view(len(hidden), layout.num_heads, layout.head_size).to(self._dtype)
+        found = []
+        for group in groups:
+            for row, own in enumerate(queries[group.tokens].split(group.num_tokens), group.begin):
+                keys, values = self._encoded[row][number]
+                found.append(scaled_dot_product_attention(own.transpose(0, 1), keys, values, scale=cross.layer.scale).transpose(0, 1))
+        return cross.output(torch.cat(found).flatten(1).float())
+
+    def _feed_forward(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
+        part = self.layout.layers[number].feed_forward
+        up = self._layers[number].up(part.norm(hidden))
+        if part.is_gated:
+            gate, up = up.chunk(2, dim=-1)
+            return self._layers[number].down(part.activation(gate) * up)
+        return self._layers[number].down(part.activation(up))
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = self._head(self.layout.norm(hidden))
+        return logits if self.layout.head_scale == 1 else logits * self.layout.head_scale
+
+
+def _prepare_cross(layer: CrossAttention, precision: Precision) -> _Cross:
+    return _Cross(layer, prepare(layer.query, precision), prepare(layer.key_value, precision), prepare(layer.output, precision))
+
+
+def _turn(rotary: tuple[torch.Tensor, torch.Tensor], place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    cosine, sine = rotary
+    return cosine[place][:, None], sine[place][:, None]

@@ -1,0 +1,74 @@
+"""Matrix products in the arithmetic that serves best: hidden states in fp32 go in and come out, weights are held as `Precision` says.
+
+    product = prepare(matrix, "int4")
+    output = product(hidden)             # [rows, in] to [rows, out]
+
+On a CPU every precision but fp32 gives a row the same bits whatever rows stand beside it.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch.nn.functional import linear, pad
+
+from prosemill.generation.layout import Matrix
+
+Precision = Literal["fp32", "bf16", "int8", "int4"]
+GROUP = 32
+"""Weights of a row that share a scale and an offset in int4. A model that was stored in GGUF's Q4_1 stays exactly what it was."""
+WIDTH = 32
+"""Of what the inputs must be a multiple in int8: torch 2.13 gives wrong numbers for others, and says nothing."""
+SMALL = 16**3
+"""Multiplications up to which torch does not call oneDNN for a product in bf16."""
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+def prepare(matrix: Matrix, precision: Precision) -> Product:
+    """The matrix as what multiplies by it. One of a shape that int4's kernel does not take is held in int8, or else in bf16."""
+    weight, bias = matrix.weight.detach().float(), None if matrix.bias is None else matrix.bias.detach().float()
+    if precision == "fp32":
+        whole = weight.contiguous()
+        return lambda hidden: linear(hidden, whole, bias)
+    product = _PREPARED[precision](weight)
+    if bias is None:
+        return lambda hidden: product(hidden.to(torch.bfloat16)).float()
+    return lambda hidden: product(hidden.to(torch.bfloat16)).float().add_(bias)
+
+
+def _bf16(weight: torch.Tensor) -> Product:
+    num_out = len(weight)
+    # A small matrix is made taller, or torch would multiply few rows in another way than many.
+    rounded = pad(weight, (0, 0, 0, max(0, SMALL // weight.shape[1] + 1 - num_out))).to(torch.bfloat16).contiguous()
+    if len(rounded) == num_out:
+        return lambda hidden: linear(hidden, rounded)
+    return lambda hidden: linear(hidden, rounded)[:, :num_out]
+
+
+def _int8(weight: torch.Tensor) -> Product:
+    """A scale for each output."""
+    if weight.shape[1] % WIDTH:
+        return _bf16(weight)
+    scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    levels = torch.round(weight / scales[:, None]).to(torch.int8).contiguous()
+    rounded = scales.to(torch.bfloat16)
+    return lambda hidden: torch.ops.aten._weight_int8pack_mm(hidden, levels, rounded)
+
+
+def _int4(weight: torch.Tensor) -> Product:
+    """A scale and an offset for each `GROUP` inputs of each output."""
+    num_out, num_in = weight.shape
+    if num_in % GROUP or num_out % 16:
+        return _int8(weight)
+    groups = weight.reshape(num_out, -1, GROUP)
+    low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
+    scales = ((high - low) / 15).clamp(min=torch.finfo(torch.float32).tiny)
+    levels = torch.round((groups - low) / scales).to(torch.int32).view(num_out, num_in)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
+    # The kernel's weights are (level - 8) · scale + offset.
+    settings = torch.cat([scales, low + 8 * scales], dim=-1).transpose(0, 1).contiguous().to(torch.bfloat16)
+    return lambda hidden: torch.ops.aten._weight_int4pack_mm_for_cpu(hidden, packed, GROUP, settings)
+
+
+_PREPARED: dict[str, Callable[[torch.Tensor], Product]] = {"bf16": _bf16, "int8": _int8, "int4": _int4}

@@ -1,0 +1,68 @@
+"""Tiny random models of every family whose next tokens are not a toss-up, and prompts for them."""
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from prosemill.families import Family, families
+from prosemill.params import ScratchModel
+from prosemill.precision import choose_arithmetic
+from tests.models import VOCABULARY
+
+CONTEXT = 256
+EMBEDDINGS = ("embed", "wte", "wpe", "shared", "lm_head")
+"""Parts of the names of embeddings, which are the output's matrix as well."""
+
+multiplies_bf16 = pytest.mark.skipif(
+    choose_arithmetic("auto", torch.device("cpu")) != "bf16",
+    reason="this CPU does not multiply bf16, and what stands in for it multiplies few rows in another way than many",
+)
+
+INVARIANT = [pytest.param("bf16", marks=multiplies_bf16), "int8", "int4"]
+"""Precisions in which a row's bits depend on nothing but the row."""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A model of two layers and its family."""
+
+    family: Family
+    model: PreTrainedModel
+
+    def prompt(self, tokens: list[int]) -> list[int]:
+        """What the engine gets for a prompt."""
+        ids: list[int] = self.family.prompt([tokens], 0)["input_ids"][0].tolist()
+        return ids
+
+    def greedy(self, tokens: list[int], num_new_tokens: int) -> list[int]:
+        """What `generate` adds to a prompt alone."""
+        start = getattr(self.model.config, "decoder_start_token_id", None)
+        config = GenerationConfig(max_new_tokens=num_new_tokens, do_sample=False, pad_token_id=0, decoder_start_token_id=start)
+        batch = self.family.prompt([tokens], 0)
+        generate = self.model.generate
+        with torch.inference_mode():
+            output: list[int] = generate(**batch, generation_config=config)[0].tolist()  # type: ignore[operator]
+        return output[self.family.num_given(batch) :]
+
+
+def draw(family: str, *, hidden_size: int = 32, seed: int = 0) -> Tiny:
+    """A model of a family, its matrices so much larger than what training begins with that it does not repeat its last token."""
+    shape = ScratchModel(
+        source="scratch", name="tiny", family=family, hidden_size=hidden_size, num_heads=4, context_size=CONTEXT, seed=seed
+    )
+    model = families()[family].draw(shape, VOCABULARY)
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and not any(part in name for part in EMBEDDINGS):
+                parameter.mul_(20)
+    return Tiny(families()[family], model)
+
+
+def prompts(lengths: list[int], *, seed: int = 0) -> list[list[int]]:
+    """Random tokens, none of which ends a text."""
+    numbers = random.Random(seed)  # noqa: S311 - no secrets
+    return [[numbers.randrange(1, VOCABULARY) for _ in range(length)] for length in lengths]

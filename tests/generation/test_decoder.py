@@ -1,0 +1,140 @@
+"""The decoder writes what transformers writes, and a text's logits are the same bits whatever is written beside it."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from prosemill.families import families
+from prosemill.generation.decoder import BUCKET, Decoder, bucket
+from prosemill.generation.engine import CHUNK
+from prosemill.generation.kernels import GROUP, Precision, prepare
+from prosemill.generation.layout import Matrix
+from tests.generation.layouts import layout_of
+from tests.generation.models import INVARIANT, Tiny, draw, multiplies_bf16, prompts
+
+LENGTHS = [3, 20, 61, 64, 130]
+NUM_STEPS = 12  # the row of 61 and that of 64 change their bucket
+OTHERS = [precision for precision in get_args(Precision) if precision != "fp32"]
+
+
+@pytest.fixture(scope="module", params=sorted(families()))
+def tiny(request: pytest.FixtureRequest) -> Tiny:
+    """A model of each family."""
+    return draw(request.param)
+
+
+def read_prompt(decoder: Decoder, row: int, tokens: list[int]) -> tuple[torch.Tensor, int]:
+    """Logits after a prompt, and how many tokens the decoder has read."""
+    if decoder.layout.encode is not None:
+        assert decoder.layout.start is not None
+        decoder.encode(row, tokens)
+        tokens = [decoder.layout.start]
+    for begin in range(0, len(tokens), CHUNK):
+        logits = decoder.read(row, tokens[begin : begin + CHUNK], begin=begin)
+    return logits[0], len(tokens)
+
+
+def write(tiny: Tiny, precision: Precision, given: list[list[int]]) -> tuple[list[list[int]], list[torch.Tensor]]:
+    """The likeliest tokens after each of the prompts, written together, and the logits that chose them: [NUM_STEPS + 1, vocabulary]."""
+    decoder = Decoder(layout_of(tiny.model), precision=precision, num_rows=len(given))
+    first = [read_prompt(decoder, row, tiny.prompt(prompt)) for row, prompt in enumerate(given)]
+    logits = [[row] for row, _ in first]
+    positions = [position for _, position in first]
+    tokens = [[int(row.argmax())] for row, _ in first]
+    for _ in range(NUM_STEPS):
+        for row, found in enumerate(decoder.step([row[-1] for row in tokens], positions)):
+            logits[row].append(found)
+            tokens[row].append(int(found.argmax()))
+        positions = [position + 1 for position in positions]
+    return tokens, [torch.stack(row) for row in logits]
+
+
+def test_greedy_text_is_that_of_generate(tiny: Tiny) -> None:
+    given = prompts(LENGTHS)
+    found, _ = write(tiny, "fp32", given)
+    assert found == [tiny.greedy(prompt, NUM_STEPS + 1) for prompt in given]
+    assert len({token for row in found for token in row}) > NUM_STEPS, "the model repeats itself, which proves little"
+
+
+@pytest.mark.parametrize("precision", INVARIANT)
+def test_logits_are_the_same_bits_alone_and_among_others(tiny: Tiny, precision: Precision) -> None:
+    given = prompts(LENGTHS)
+    _, together = write(tiny, precision, given)
+    for prompt, found in zip(given, together, strict=True):
+        _, [alone] = write(tiny, precision, [prompt])
+        assert torch.equal(alone, found)
+
+
+@multiplies_bf16
+@pytest.mark.parametrize("family", sorted(families()))
+def test_attention_in_bf16_keeps_a_row_to_itself(family: str) -> None:
+    tiny = draw(family, hidden_size=96)  # with the smaller models' products of scores it is in fp32
+    given = prompts(LENGTHS)
+    _, together = write(tiny, "int8", given)
+    for prompt, found in zip(given, together, strict=True):
+        _, [alone] = write(tiny, "int8", [prompt])
+        assert torch.equal(alone, found)
+
+
+@pytest.mark.parametrize("precision", OTHERS)
+def test_other_precisions_come_near_to_fp32(tiny: Tiny, precision: Precision) -> None:
+    given = prompts([40])
+    exact, found = (write(tiny, each, given)[1][0][0] for each in ("fp32", precision))
+    error = float((found - exact).norm() / exact.norm())
+    assert 0 < error < {"bf16": 0.1, "int8": 0.2, "int4": 0.8}[precision]
+
+
+def test_a_text_goes_on_in_another_row(tiny: Tiny) -> None:
+    decoder = Decoder(layout_of(tiny.model), precision="bf16", num_rows=3)
+    [prompt] = prompts([90])
+    _, position = read_prompt(decoder, 2, tiny.prompt(prompt))
+    decoder.move(2, 0, position)
+    found = decoder.step([5], [position])
+    read_prompt(decoder, 0, tiny.prompt(prompt))
+    assert torch.equal(found, decoder.step([5], [position]))
+
+
+def test_every_token_of_a_piece_has_logits_on_request(tiny: Tiny) -> None:
+    decoder = Decoder(layout_of(tiny.model), precision="fp32", num_rows=1)
+    [tokens] = prompts([BUCKET + 9])
+    if decoder.layout.encode is not None:
+        decoder.encode(0, tiny.prompt(tokens))
+    found = decoder.read(0, tokens, begin=0, only_last=False)
+    batch = {"input_ids": torch.tensor([tokens])}
+    if decoder.layout.encode is not None:
+        batch = {"input_ids": torch.tensor([tiny.prompt(tokens)]), "decoder_input_ids": batch["input_ids"]}
+    with torch.inference_mode():
+        expected = tiny.model(**batch).logits[0]
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_rows_of_one_bucket_must_be_neighbours() -> None:
+    tiny = draw("llama")
+    decoder = Decoder(layout_of(tiny.model), precision="fp32", num_rows=3)
+    with pytest.raises(AssertionError, match="neighbours"):
+        decoder.step([1, 2, 3], [0, BUCKET, 1])
+    assert [bucket(position) for position in (0, BUCKET - 1, BUCKET)] == [1, 1, 2]
+
+
+def test_int4_keeps_weights_that_have_sixteen_levels_in_each_group() -> None:
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(0, 16, (64, 4, GROUP), generator=generator).float()
+    levels[..., 0], levels[..., 1] = 0, 15
+    scales = 2.0 ** torch.randint(-8, -2, (64, 4, 1), generator=generator)  # which bf16 holds exactly
+    weight = (levels * scales - 8 * scales).view(64, -1)
+    product = prepare(Matrix(weight), "int4")
+    identity = torch.eye(weight.shape[1])
+    assert torch.equal(product(identity), weight.T)
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_a_bias_is_added_and_a_width_that_does_not_fit_is_served(precision: Precision) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(24, 40, generator=generator), torch.randn(24, generator=generator)
+    hidden = torch.randn(3, 40, generator=generator)
+    found = prepare(Matrix(weight, bias), precision)(hidden)
+    expected = hidden @ weight.T + bias
+    assert found.dtype == torch.float32
+    assert float((found - expected).norm() / expected.norm()) < 0.02
+    assert torch.allclose(found - prepare(Matrix(weight), precision)(hidden), bias.expand(3, -1), atol=1e-5)

@@ -1,0 +1,211 @@
+"""Requests come and go at any time, and each gets what it would get alone."""
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from prosemill.families import families
+from prosemill.generation.decoder import Decoder
+from prosemill.generation.engine import NUM_SPARE, Answer, End, Engine, Event, Request
+from prosemill.generation.kernels import Precision
+from prosemill.generation.sampling import Settings
+from prosemill.pretrained import load_tokenizer
+from tests.generation.layouts import layout_of
+from tests.generation.models import CONTEXT, INVARIANT, Tiny, draw, prompts
+
+CAPACITY = 6
+LENGTHS = [3, 10, 60, 64, 65, 100, 150]
+
+
+@pytest.fixture(scope="module", params=sorted(families()))
+def tiny(request: pytest.FixtureRequest) -> Tiny:
+    """A model of each family."""
+    return draw(request.param)
+
+
+@contextmanager
+def running(tiny: Tiny, tokenizer: Path, *, precision: Precision = "int8", stops: tuple[int, ...] = ()) -> Iterator[Engine]:
+    """An engine of a model, with the tokenizer of a folder."""
+    decoder = Decoder(layout_of(tiny.model), precision=precision, num_rows=CAPACITY + NUM_SPARE)
+    with Engine(decoder, load_tokenizer(tokenizer), stops=stops, context=CONTEXT) as engine:
+        yield engine
+
+
+def outcome(answer: Answer) -> tuple[str, str, int]:
+    """A request's text, why it ended, and how many tokens it took."""
+    text = "".join(answer)
+    assert answer.end is not None
+    return text, answer.end.reason, answer.end.num_new_tokens
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[tuple[list[int], Settings]]:
+    """Prompts and settings of all kinds."""
+    numbers = random.Random(0)  # noqa: S311 - no secrets
+    chosen = [numbers.choice(LENGTHS) for _ in range(30)]
+    return [
+        (
+            prompt,
+            Settings(
+                max_new_tokens=numbers.choice([1, 5, 30, 90]),
+                temperature=numbers.choice([0, 0.7, 1.0]),
+                top_k=numbers.choice([0, 20]),
+                repetition_penalty=numbers.choice([1.0, 1.3]),
+                seed=numbers.randrange(1000),
+            ),
+        )
+        for prompt in prompts(chosen)
+    ]
+
+
+@pytest.mark.parametrize("precision", INVARIANT)
+def test_a_request_gets_the_same_alone_and_among_others(
+    tiny: Tiny, tiny_model: Path, requests: list[tuple[list[int], Settings]], precision: Precision
+) -> None:
+    numbers = random.Random(1)  # noqa: S311 - no secrets
+    with running(tiny, tiny_model, precision=precision) as engine:
+        alone = [outcome(engine.answer(tiny.prompt(tokens), settings)) for tokens, settings in requests]
+        answers = []
+        for tokens, settings in requests:
+            answers.append(engine.answer(tiny.prompt(tokens), settings))
+            time.sleep(numbers.random() * 0.01)
+        assert [outcome(answer) for answer in answers] == alone
+        assert engine.num_running == 0
+    assert len({text for text, _, _ in alone}) > len(alone) / 2
+
+
+def test_greedy_text_is_that_of_generate_in_any_company(tiny: Tiny, tiny_model: Path) -> None:
+    given = prompts([length for length in LENGTHS for _ in range(2)])
+    tokenizer = load_tokenizer(tiny_model)
+    with running(tiny, tiny_model, precision="fp32") as engine:
+        answers = [engine.answer(tiny.prompt(tokens), Settings(temperature=0, max_new_tokens=20)) for tokens in given]
+        found = ["".join(answer) for answer in answers]
+    for tokens, text in zip(given, found, strict=True):
+        own = [] if tiny.family.task == "SEQ_2_SEQ_LM" else tokens
+        whole = tokenizer.decode([*own, *tiny.greedy(tokens, 20)], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert str(whole).endswith(text)
+        assert text
+
+
+def test_a_request_that_is_cancelled_leaves_its_row_to_others(tiny: Tiny, tiny_model: Path) -> None:
+    with running(tiny, tiny_model) as engine:
+        [prompt] = prompts([10])
+        under_way: list[Request] = []
+        ends: queue.SimpleQueue[End] = queue.SimpleQueue()
+
+        def cancel(event: Event) -> None:
+            if isinstance(event, End):
+                ends.put(event)
+            elif under_way:
+                under_way[0].cancel()
+
+        under_way.append(engine.submit(tiny.prompt(prompt), Settings(max_new_tokens=200, temperature=1), cancel))
+        end = ends.get(timeout=60)
+        # One of the first pieces of text cancels it.
+        assert (end.reason, engine.num_running) == ("cancelled", 0)
+        assert end.num_new_tokens < 200
+        waiting = [engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=100)) for _ in range(CAPACITY + 3)]
+        for each in waiting:
+            each.cancel()
+        assert {outcome(each)[1] for each in waiting} <= {"cancelled", "length"}
+        assert outcome(engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=3)))[1:] == ("length", 3)
+
+
+def test_a_request_whose_receiver_fails_fails_alone(tiny_model: Path) -> None:
+    tiny = draw("llama")
+    [prompt] = prompts([10])
+    settings = Settings(max_new_tokens=20, temperature=1)
+    ended = threading.Event()
+    ends: list[End] = []
+
+    def fail(event: Event) -> None:
+        if isinstance(event, End):
+            ends.append(event)
+            ended.set()
+        else:
+            raise ConnectionError("gone")
+
+    with running(tiny, tiny_model) as engine:
+        expected = outcome(engine.answer(tiny.prompt(prompt), settings))
+        engine.submit(tiny.prompt(prompt), settings, fail)
+        assert outcome(engine.answer(tiny.prompt(prompt), settings)) == expected
+        assert ended.wait(60)
+        assert engine.is_alive
+    assert [(end.reason, end.error) for end in ends] == [("failed", "gone")]
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_shown(tiny_model: Path) -> None:
+    tiny = draw("llama")
+    [prompt] = prompts([10])
+    with running(tiny, tiny_model) as engine:
+        whole, _, _ = outcome(engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=40)))
+        stop = whole[20:23]
+        text, reason, num_new_tokens = outcome(engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=40, stop=(stop,))))
+    assert (text, reason) == (whole[: whole.index(stop)], "stop")
+    assert num_new_tokens < 40
+
+
+def test_the_end_of_the_text_ends_the_answer(tiny: Tiny, tiny_model: Path) -> None:
+    [prompt] = prompts([10])
+    tokens = tiny.greedy(prompt, 10)
+    end_of_text = tokens[5]
+    with running(tiny, tiny_model, stops=(end_of_text,)) as engine:
+        _, reason, num_new_tokens = outcome(engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=10, temperature=0)))
+    assert (reason, num_new_tokens) == ("stop", tokens.index(end_of_text) + 1)
+
+
+def test_more_than_the_model_sees_is_refused_with_both_numbers(tiny_model: Path) -> None:
+    tiny = draw("llama")
+    [prompt] = prompts([200])
+    with running(tiny, tiny_model) as engine, pytest.raises(ValueError, match=rf"are 301 tokens, and the model sees {CONTEXT} at most"):
+        engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=100))
+
+
+def test_an_engine_that_ends_ends_what_is_under_way(tiny_model: Path) -> None:
+    tiny = draw("llama")
+    [prompt] = prompts([10])
+    with running(tiny, tiny_model) as engine:
+        answers = [engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=200, temperature=1)) for _ in range(CAPACITY + 2)]
+        next(iter(answers[0]))
+    assert {outcome(answer)[1] for answer in answers} <= {"cancelled", "length"}
+    assert not engine.is_alive
+    with pytest.raises(RuntimeError, match="the engine has ended"):
+        engine.answer(tiny.prompt(prompt), Settings())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_whose_model_fails_leaves_nobody_waiting(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = draw("llama")
+    [prompt] = prompts([10])
+    with running(tiny, tiny_model) as engine:
+        monkeypatch.setattr(Decoder, "step", lambda *_: 1 / 0)
+        assert outcome(engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=9)))[1:] == ("failed", 1)
+        engine._thread.join(60)
+        assert not engine.is_alive
+
+
+def test_a_long_prompt_does_not_stall_others(tiny_model: Path) -> None:
+    tiny = draw("llama")
+    short, long = prompts([5, 220])
+    with running(tiny, tiny_model) as engine:
+        steps: queue.SimpleQueue[int] = queue.SimpleQueue()
+        arrived: list[Request] = []
+
+        def note(_: Event) -> None:
+            steps.put(engine.num_steps)
+
+        def bring(_: Event) -> None:
+            if not arrived:
+                steps.put(engine.num_steps)
+                arrived.append(engine.submit(tiny.prompt(long), Settings(max_new_tokens=1), note))
+
+        engine.submit(tiny.prompt(short), Settings(max_new_tokens=200, temperature=1), bring)
+        before, after = steps.get(timeout=60), steps.get(timeout=60)
+    # Four pieces of the prompt, and between any two of them a token for the other.
+    assert after - before >= 3

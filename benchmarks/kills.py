@@ -5,9 +5,9 @@
 
 The small experiment (`-S model=tiny -S corpus=python-300`, with dropout) runs in clones of this repository. In each a `dvc repro` is sent
 SIGKILL at a random moment of an uncut run's time: in turns the whole process group, as when a machine loses its power, and DVC alone,
-whose stage must then end by itself. Then the same command is given again; if the kill has cut DVC's own list of files in use short, that is
-mended first, as a flow does it. What it leaves must be what the uncut run left, byte for byte: the corpus, the tokens, the blocks and both
-models by the digests in dvc.lock, the curves, and all metrics but times. Training must be one run in MLflow, and finished.
+whose stage must then end by itself. Then the same command is given again; if the kill has cut DVC's list of files in use or dvc.lock short,
+they are mended first, as a flow does it. What it leaves must be what the uncut run left, byte for byte: the corpus, the tokens, the blocks
+and both models by the digests in dvc.lock, the curves, and all metrics but times. Training must be one run in MLflow, and finished.
 """
 
 import json
@@ -28,7 +28,7 @@ import typer
 import yaml
 
 from prosemill.console import say
-from prosemill.orchestration.stages import mend_list_of_files_in_use
+from prosemill.orchestration.stages import mend_files_of_dvc
 from prosemill.workspace import BASE_MODEL, BLOCKS, CORPUS, LOCK, METRICS, REPORTS, TOKENS, TRACKING, TRAINED_MODEL
 
 ROOT = Path(__file__).parents[1]
@@ -108,7 +108,7 @@ def kill_once(folder: Path, moment: float, *, alone: bool, expected: dict[str, A
     left = psutil.wait_procs(family, timeout=ORPHAN_SECONDS)[1]
     orphan_seconds = time.monotonic() - start
     assert not left, f"{left} outlived DVC by {ORPHAN_SECONDS} s"
-    mend_list_of_files_in_use(folder)
+    mend_files_of_dvc(folder)
     run_whole(folder, environment)
     found = result_of(folder)
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

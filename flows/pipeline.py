@@ -33,7 +33,6 @@ from prosemill.orchestration.stages import (
     CommandFailedError,
     interruptible,
     leading_unchanged_stages,
-    mend_list_of_files_in_use,
     reproduce,
     run_command,
     stage_names,
@@ -137,7 +136,6 @@ def reporting() -> Iterator[Page]:
 def run_stages(page: Page, force: bool, hours: Hours, lock: int, tick: Tick) -> None:
     """One task after the other, and a table of what each did, also if one fails."""
     rows = []
-    mend_list_of_files_in_use()
     unchanged = [] if force else leading_unchanged_stages(tick=tick, hold=[lock])
     try:
         for name in stage_names():

@@ -7,6 +7,7 @@ reproduce("train", print, seconds=3600)   # "ran", "cached" or "unchanged"
 import json
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections import deque
@@ -20,6 +21,7 @@ import yaml
 
 from prosemill.errors import TRY_AGAIN, ProsemillError
 from prosemill.supervised import TICK, run_supervised
+from prosemill.workspace import LOCK
 
 PIPELINE = Path("dvc.yaml")
 IN_USE = Path(".dvc/tmp/rwlock")
@@ -64,22 +66,46 @@ def stage_names() -> list[str]:
         raise ProsemillError(f"{PIPELINE} is broken ({' '.join(str(error).split())}): mend it, or `git checkout {PIPELINE}`") from None
 
 
-def mend_list_of_files_in_use(root: Path = Path()) -> None:
-    """Remove a repository's list of files in use by DVC if a kill has cut it short, with which no command of DVC would run any more.
+def mend_files_of_dvc(root: Path = Path()) -> None:
+    """Mend what DVC does not write in one go, and without which it runs no more, where a kill has cut it short.
 
-    It is not written in one go: what cannot be read twice, a moment apart, is nobody's work.
+    Its list of files in use is removed. dvc.lock becomes what it is in the last commit: what has run since then is in DVC's cache of runs,
+    and comes from there. What is broken twice, a moment apart, is nobody's work.
     """
-    path = root / IN_USE
-    for _ in range(2):
+    path, lock = root / IN_USE, root / LOCK
+    if _stays_broken(path, json.loads):
+        path.unlink(missing_ok=True)
+    if _stays_broken(lock, _validate_lock):
+        restored = subprocess.run(
+            ["git", "restore", "--source=HEAD", "--worktree", "--", lock.name], cwd=root, capture_output=True, check=False
+        )
+        if restored.returncode != 0:  # it was never committed
+            lock.unlink(missing_ok=True)
+
+
+def _stays_broken(path: Path, validate: Callable[[str], object]) -> bool:
+    """Whether a file is twice there and no text that a function takes without a `ValueError`."""
+    for wait in (0.5, 0.0):
         try:
-            json.loads(path.read_text(encoding="utf-8"))
+            validate(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return
+            return False
         except ValueError:
-            time.sleep(0.5)
+            time.sleep(wait)
         else:
-            return
-    path.unlink(missing_ok=True)
+            return False
+    return True
+
+
+def _validate_lock(text: str) -> None:
+    """Raises `ValueError` if DVC would not read this as a dvc.lock."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(text) or {})
+    except (yaml.YAMLError, Invalid) as error:
+        raise ValueError(error) from None
 
 
 def leading_unchanged_stages(*, tick: Callable[[], None] | None = None, hold: Sequence[int] = ()) -> list[str]:
@@ -92,6 +118,7 @@ def leading_unchanged_stages(*, tick: Callable[[], None] | None = None, hold: Se
     Raises:
         CommandFailedError: `dvc status` failed.
     """
+    mend_files_of_dvc()
     lines: list[str] = []
     run_command("status", ["dvc", "status", "--json"], lines.append, tick=tick, hold=hold)
     answer = next((line for line in lines if line.startswith("{")), None)
@@ -137,6 +164,7 @@ def reproduce(
         found.extend(result for beginning, result in results.items() if line.startswith(beginning))
         on_line(line)
 
+    mend_files_of_dvc()
     run_command(
         stage, ["dvc", "repro", "--single-item", *(["--force"] if force else []), stage], read, seconds=seconds, tick=tick, hold=hold
     )

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from prosemill.generation.kernels import SMALL, Precision, Product, prepare
+from prosemill.generation.kernels import SMALL, Precision, Product, prepare, prepare_head, prepare_norm
 from prosemill.generation.layout import CrossAttention, Layout
 
 BUCKET = 64
@@ -32,7 +32,8 @@ def bucket(position: int) -> int:
 class _Cross:
     """Cross-attention's matrices, prepared."""
 
-    layer: CrossAttention
+    scale: float
+    norm: Product
     query: Product
     key_value: Product
     output: Product
@@ -40,11 +41,13 @@ class _Cross:
 
 @dataclass(frozen=True)
 class _Products:
-    """A layer's matrices, prepared."""
+    """A layer's norms and matrices, prepared."""
 
+    attention_norm: Product
     query_key_value: Product
     output: Product
     cross: _Cross | None
+    feed_forward_norm: Product
     up: Product
     down: Product
 
@@ -59,7 +62,7 @@ class _Group:
     num_tokens: int
     first: int
     biases: dict[int | None, torch.Tensor]
-    """By window, what is added to the scores: [rows · key heads, 1 or queries of a key head, width]."""
+    """By window, what is added to the scores: [rows, 1 or key heads, queries of a key head · tokens, width]."""
 
     @property
     def tokens(self) -> slice:
@@ -73,7 +76,7 @@ class _Batch(NamedTuple):
     slots: torch.Tensor
     """As `Decoder._slots` says."""
     turn: tuple[torch.Tensor, torch.Tensor] | None
-    """Cosine and sine of each token's position, [tokens, 1, head size]."""
+    """Cosine and sine of each token's position, [tokens, 1, 2, half the head size]; the sines of the first half are negative."""
     groups: Sequence[_Group]
 
 
@@ -86,21 +89,22 @@ class Decoder:
         self._positions = None if layout.positions is None else layout.positions.detach().float()
         self._layers = [
             _Products(
+                attention_norm=prepare_norm(layer.attention.norm),
                 query_key_value=prepare(layer.attention.query_key_value, precision),
                 output=prepare(layer.attention.output, precision),
                 cross=None if layer.cross_attention is None else _prepare_cross(layer.cross_attention, precision),
+                feed_forward_norm=prepare_norm(layer.feed_forward.norm),
                 up=prepare(layer.feed_forward.up, precision),
                 down=prepare(layer.feed_forward.down, precision),
             )
             for layer in layout.layers
         ]
-        # Four bits for each weight of what makes the logits cost 2 % of bits per byte, eight nothing.
-        self._head = prepare(layout.head, "int8" if precision == "int4" else precision)
+        self._norm, self._head = prepare_norm(layout.norm), prepare_head(layout.head, precision)
         is_small = layout.num_heads * layout.head_size * BUCKET <= SMALL
         self._dtype = torch.float32 if precision == "fp32" or is_small else torch.bfloat16
         self._encoded: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(num_rows)]
         self._capacity = 0
-        self._keys = self._values = torch.empty(0)
+        self._cache = torch.empty(0)
         self._reserve(BUCKET)
 
     @torch.inference_mode()
@@ -149,10 +153,7 @@ class Decoder:
     @torch.inference_mode()
     def move(self, source: int, target: int, length: int) -> None:
         """Have the text of a row, of so many tokens, stand in another row, whose text is forgotten."""
-        heads = self.layout.num_kv_heads
-        for cache in (self._keys, self._values):
-            rows = cache.unflatten(1, (self.num_rows, heads))
-            rows[:, target, :, :length] = rows[:, source, :, :length]
+        self._cache[:, target, :, :length] = self._cache[:, source, :, :length]
         self._encoded[target] = self._encoded[source]
 
     def _reserve(self, length: int) -> None:
@@ -160,13 +161,12 @@ class Decoder:
         if length <= self._capacity:
             return
         before, self._capacity = self._capacity, max(bucket(length - 1) * BUCKET, 2 * self._capacity)
-        shape = (len(self._layers), self.num_rows * self.layout.num_kv_heads, self._capacity, self.layout.head_size)
-        for name in ("_keys", "_values"):
-            # Zeros, because what is masked is multiplied by 0, and must be a number for that.
-            cache = torch.zeros(shape, dtype=self._dtype)
-            if before:
-                cache[:, :, :before] = getattr(self, name)
-            setattr(self, name, cache)
+        # Zeros, because what is masked is multiplied by 0, and must be a number for that.
+        shape = (len(self._layers), self.num_rows, 2 * self.layout.num_kv_heads, self._capacity, self.layout.head_size)
+        cache = torch.zeros(shape, dtype=self._dtype)
+        if before:
+            cache[:, :, :, :before] = self._cache
+        self._cache = cache
 
     def _group(self, begin: int, end: int, width: int, place: torch.Tensor, *, first: int) -> _Group:
         """Rows [begin, end) whose tokens stand at `place`, [rows, tokens]."""
@@ -175,15 +175,13 @@ class Decoder:
         return _Group(begin, end, width, place.shape[1], first, biases)
 
     def _bias(self, place: torch.Tensor, width: int, window: int | None) -> torch.Tensor:
-        """What is added to the scores of tokens at `place` [rows, n], [rows · key heads, 1 or queries of a key head, width]."""
+        """What is added to the scores of tokens at `place` [rows, n], [rows, 1 or key heads, queries of a key head · n, width]."""
         back = place[:, None, :, None] - torch.arange(width)  # [rows, 1, n, width]
         is_hidden = back < 0 if window is None else (back < 0) | (back >= window)
         bias = torch.zeros(is_hidden.shape).masked_fill_(is_hidden, -torch.inf)
         if (distances := self.layout.distances) is not None:
             bias = bias + distances.float()[:, back[:, 0].clamp(0, distances.shape[1] - 1)].transpose(0, 1)
-        num_kv_heads, num_queries = self.layout.num_kv_heads, self.layout.num_heads // self.layout.num_kv_heads
-        bias = bias.expand(-1, num_kv_heads, -1, -1).to(self._dtype).flatten(0, 1)
-        return bias if bias.shape[1] == 1 else bias.repeat(1, num_queries, 1)
+        return bias.to(self._dtype).repeat(1, 1, self.layout.num_heads // self.layout.num_kv_heads, 1)
 
     def _forward(self, tokens: torch.Tensor, place: torch.Tensor, rows: torch.Tensor, groups: Sequence[_Group]) -> torch.Tensor:
         """Hidden states after the last layer, [tokens, width]."""
@@ -193,7 +191,7 @@ class Decoder:
             hidden = hidden + self._positions[place]
         batch = _Batch(self._slots(rows, place), None if layout.rotary is None else _turn(layout.rotary, place), groups)
         for number, (layer, products) in enumerate(zip(layout.layers, self._layers, strict=True)):
-            mixed = products.query_key_value(layer.attention.norm(hidden)).view(len(tokens), -1, layout.head_size)
+            mixed = products.query_key_value(products.attention_norm(hidden)).view(len(tokens), -1, layout.head_size)
             hidden += products.output(self._attend(number, mixed, batch))
             if products.cross is not None:
                 hidden += self._attend_across(number, products.cross, hidden, groups)
@@ -201,65 +199,68 @@ class Decoder:
         return hidden
 
     def _slots(self, rows: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        """Where each token's keys and values go in a layer's cache of [rows · key heads · capacity, head size]."""
-        heads = torch.arange(self.layout.num_kv_heads)
+        """Where each token's keys, and then its values, go in a layer's cache of [rows · 2 · key heads · capacity, head size]."""
+        heads = torch.arange(2 * self.layout.num_kv_heads)
         return ((rows[:, None] * len(heads) + heads) * self._capacity + place[:, None]).flatten()
 
     def _attend(self, number: int, mixed: torch.Tensor, batch: _Batch) -> torch.Tensor:
         """Self-attention of tokens whose queries, keys and values are `mixed`, [tokens, heads, head size]; [tokens, heads · head size]."""
         layout = self.layout
-        num_turned = layout.num_heads + layout.num_kv_heads
-        turned, values = mixed[:, :num_turned], mixed[:, num_turned:]
         if batch.turn is not None:
             cosine, sine = batch.turn
-            half = layout.head_size // 2
-            turned = turned * cosine + torch.cat((-turned[..., half:], turned[..., :half]), dim=-1) * sine
-        queries, keys = turned[:, : layout.num_heads].to(self._dtype), turned[:, layout.num_heads :]
-        for cache, new in ((self._keys, keys), (self._values, values)):
-            slots = cache[number].view(-1, layout.head_size)
-            slots.index_copy_(0, batch.slots, new.reshape(-1, layout.head_size).to(self._dtype))
-        found = [self._attend_group(number, queries[group.tokens], group) for group in batch.groups]
+            turned = mixed[:, : layout.num_heads + layout.num_kv_heads].unflatten(-1, (2, -1))
+            torch.addcmul(turned * cosine, turned.flip(-2), sine, out=turned)
+        mixed = mixed.to(self._dtype)
+        slots = self._cache[number].view(-1, layout.head_size)
+        slots.index_copy_(0, batch.slots, mixed[:, layout.num_heads :].reshape(-1, layout.head_size))
+        found = [self._attend_group(number, mixed[group.tokens, : layout.num_heads], group) for group in batch.groups]
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _attend_group(self, number: int, queries: torch.Tensor, group: _Group) -> torch.Tensor:
+        """As `_attend`, of [tokens, heads, head size]. The queries of a key head are taken as tokens that follow each other."""
         layout, attention = self.layout, self.layout.layers[number].attention
-        num_rows, num_kv_heads = group.end - group.begin, layout.num_kv_heads
-        split = (num_rows, group.num_tokens, num_kv_heads, layout.num_heads // num_kv_heads, layout.head_size)
-        flat = queries.reshape(split).permute(0, 2, 3, 1, 4).reshape(num_rows * num_kv_heads, -1, layout.head_size)
-        rows = slice(group.begin * num_kv_heads, group.end * num_kv_heads)
-        keys, values = self._keys[number, rows, : group.width], self._values[number, rows, : group.width]
-        weights = torch.softmax(torch.baddbmm(group.biases[attention.window], flat, keys.transpose(1, 2), alpha=attention.scale), dim=-1)
-        attended = torch.bmm(weights, values).view(num_rows, num_kv_heads, split[3], group.num_tokens, layout.head_size)
-        return attended.permute(0, 3, 1, 2, 4).reshape(num_rows * group.num_tokens, -1).float()
+        num_kv_heads, num_queries = layout.num_kv_heads, layout.num_heads // layout.num_kv_heads
+        split = queries.unflatten(0, (-1, group.num_tokens)).unflatten(2, (num_kv_heads, num_queries))
+        cache = self._cache[number, group.begin : group.end, :, : group.width]
+        attended = scaled_dot_product_attention(
+            split.permute(0, 2, 3, 1, 4).flatten(2, 3),
+            cache[:, :num_kv_heads],
+            cache[:, num_kv_heads:],
+            attn_mask=group.biases[attention.window],
+            scale=attention.scale,
+        )
+        return attended.unflatten(2, (num_queries, group.num_tokens)).permute(0, 3, 1, 2, 4).reshape(len(queries), -1)
 
     def _attend_across(self, number: int, cross: _Cross, hidden: torch.Tensor, groups: Sequence[_Group]) -> torch.Tensor:
         """Attention to what the encoder read for each row, row by row: they differ in length."""
         layout = self.layout
-        queries = cross.query(cross.layer.norm(hidden)).view(len(hidden), layout.num_heads, layout.head_size).to(self._dtype)
+        queries = cross.query(cross.norm(hidden)).view(len(hidden), layout.num_heads, layout.head_size).to(self._dtype)
         found = []
         for group in groups:
             for row, own in enumerate(queries[group.tokens].split(group.num_tokens), group.begin):
                 keys, values = self._encoded[row][number]
-                found.append(scaled_dot_product_attention(own.transpose(0, 1), keys, values, scale=cross.layer.scale).transpose(0, 1))
-        return cross.output(torch.cat(found).flatten(1).float())
+                found.append(scaled_dot_product_attention(own.transpose(0, 1), keys, values, scale=cross.scale).transpose(0, 1))
+        return cross.output(torch.cat(found).flatten(1))
 
     def _feed_forward(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
-        part = self.layout.layers[number].feed_forward
-        up = self._layers[number].up(part.norm(hidden))
+        part, products = self.layout.layers[number].feed_forward, self._layers[number]
+        up = products.up(products.feed_forward_norm(hidden))
         if part.is_gated:
             gate, up = up.chunk(2, dim=-1)
-            return self._layers[number].down(part.activation(gate) * up)
-        return self._layers[number].down(part.activation(up))
+            return products.down(part.activation(gate) * up)
+        return products.down(part.activation(up))
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = self._head(self.layout.norm(hidden))
+        logits = self._head(self._norm(hidden))
         return logits if self.layout.head_scale == 1 else logits * self.layout.head_scale
 
 
 def _prepare_cross(layer: CrossAttention, precision: Precision) -> _Cross:
-    return _Cross(layer, prepare(layer.query, precision), prepare(layer.key_value, precision), prepare(layer.output, precision))
+    query, key_value, output = (prepare(matrix, precision) for matrix in (layer.query, layer.key_value, layer.output))
+    return _Cross(layer.scale, prepare_norm(layer.norm), query, key_value, output)
 
 
 def _turn(rotary: tuple[torch.Tensor, torch.Tensor], place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    cosine, sine = rotary
-    return cosine[place][:, None], sine[place][:, None]
+    cosine, sine = (table[place][:, None].unflatten(-1, (2, -1)).clone() for table in rotary)
+    sine[:, :, 0].neg_()
+    return cosine, sine

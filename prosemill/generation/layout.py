@@ -17,12 +17,6 @@ class Norm:
     bias: torch.Tensor | None
     epsilon: float
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Of each row, [rows, width]."""
-        if self.bias is None:
-            return torch.rms_norm(hidden, self.weight.shape, self.weight, self.epsilon)
-        return torch.layer_norm(hidden, self.weight.shape, self.weight, self.bias, self.epsilon)
-
 
 @dataclass(frozen=True)
 class Matrix:

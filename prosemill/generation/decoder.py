@@ -190,7 +190,7 @@ class Decoder:
         if self._positions is not None:
             hidden = hidden + self._positions[place]
         batch = _Batch(self._slots(rows, place), None if layout.rotary is None else _turn(layout.rotary, place), groups)
-        for number, (layer, products) in enumerate(zip(layout.layers, self._layers, strict=True)):
+        for number, products in enumerate(self._layers):
             mixed = products.query_key_value(products.attention_norm(hidden)).view(len(tokens), -1, layout.head_size)
             hidden += products.output(self._attend(number, mixed, batch))
             if products.cross is not None:
@@ -229,7 +229,8 @@ class Decoder:
             attn_mask=group.biases[attention.window],
             scale=attention.scale,
         )
-        return attended.unflatten(2, (num_queries, group.num_tokens)).permute(0, 3, 1, 2, 4).reshape(len(queries), -1)
+        by_token: torch.Tensor = attended.unflatten(2, (num_queries, group.num_tokens)).permute(0, 3, 1, 2, 4)
+        return by_token.reshape(len(queries), -1)
 
     def _attend_across(self, number: int, cross: _Cross, hidden: torch.Tensor, groups: Sequence[_Group]) -> torch.Tensor:
         """Attention to what the encoder read for each row, row by row: they differ in length."""

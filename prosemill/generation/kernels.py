@@ -44,8 +44,8 @@ def prepare(matrix: Matrix, precision: Precision) -> Product:
 def prepare_head(matrix: Matrix, precision: Precision) -> Product:
     """`prepare` for the matrix that makes the logits, the largest of all.
 
-    With weights of four bits it would cost 2 % of bits per byte. With eight, inputs of eight bits too cost 0.2 % and save more than half of its
-    time, where the processor multiplies such numbers.
+    Its weights in four bits would cost 2 % of bits per byte. With weights in eight, inputs in eight bits cost 0.2 % and save more than
+    half of its time, where the processor multiplies such numbers.
     """
     if precision not in ("int8", "int4") or matrix.bias is not None or not torch.cpu._is_vnni_supported():
         return prepare(matrix, "int8" if precision == "int4" else precision)

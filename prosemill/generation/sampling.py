@@ -11,10 +11,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 CANDIDATES = 256
 """The likeliest tokens that are looked at first. Sorting a whole vocabulary takes as long as half a step of a small model."""
+
+Sums = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +80,14 @@ def choose(logits: torch.Tensor, draws: Sequence[Draws], seen: Sequence[torch.Te
             of_row = seen[row]
             assert of_row is not None
             logits[row] = penalise(logits[row], of_row, draws[row].settings.repetition_penalty)
-    tokens: list[int] = torch.argmax(logits, dim=-1).tolist()
+    tokens = [0] * len(draws)
     drawn = [row for row, each in enumerate(draws) if each.settings.temperature > 0]
-    if drawn:
-        rows = logits if len(drawn) == len(draws) else logits[drawn]
-        for row, token in zip(drawn, _draw(rows, [draws[row] for row in drawn]), strict=True):
-            tokens[row] = token
+    greedy = [row for row, each in enumerate(draws) if each.settings.temperature == 0]
+    for rows, find in ((drawn, _draw), (greedy, _likeliest)):
+        if rows:
+            of_rows = logits if len(rows) == len(draws) else logits[rows]
+            for row, token in zip(rows, find(of_rows, [draws[row] for row in rows]), strict=True):
+                tokens[row] = token
     return tokens
 
 
@@ -90,39 +96,42 @@ def penalise(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
+def _likeliest(logits: torch.Tensor, _draws: Sequence[Draws]) -> list[int]:
+    return torch.argmax(logits, dim=-1).tolist()
+
+
 def _draw(logits: torch.Tensor, draws: Sequence[Draws]) -> list[int]:
     """A token of each row, drawn from the candidates that `top_k` and `top_p` leave."""
     size = logits.shape[-1]
-    temperatures = torch.tensor([[each.settings.temperature] for each in draws])  # [rows, 1]
-    scaled = logits.float() / temperatures
-    top, ids = torch.topk(scaled, min(CANDIDATES, size), dim=-1)
-    # Probabilities among all tokens, so that what the candidates leave out is known.
-    weights = torch.exp(top - torch.logsumexp(scaled, dim=-1, keepdim=True))
+    weights = logits.float() / torch.tensor([[each.settings.temperature] for each in draws])
+    top, ids = torch.topk(weights, min(CANDIDATES, size), dim=-1)
+    weights = weights.sub_(top[:, :1]).exp_()
+    # Each row's sum by itself, because torch adds up a single row in another order than several.
+    totals = torch.stack([row.sum() for row in weights])[:, None].double()
+    shares = (torch.cumsum((top - top[:, :1]).exp().double(), dim=-1) / totals).numpy()
     tokens = []
     for row, each in enumerate(draws):
-        candidates, shares = ids[row], weights[row]
-        if not _are_enough(shares, each.settings, size):
-            ordered, candidates = torch.sort(scaled[row], descending=True, stable=True)
-            shares = torch.softmax(ordered, dim=-1)
-        tokens.append(int(candidates[_pick(shares, each)]))
+        candidates, sums = ids[row], shares[row]
+        if not _are_enough(sums, each.settings, size):
+            ordered, candidates = torch.sort(weights[row], descending=True, stable=True)
+            sums = (torch.cumsum(ordered.double(), dim=-1) / totals[row]).numpy()
+        tokens.append(int(candidates[_pick(sums, each)]))
     return tokens
 
 
-def _are_enough(weights: torch.Tensor, settings: Settings, size: int) -> bool:
+def _are_enough(sums: Sums, settings: Settings, size: int) -> bool:
     """Whether all tokens that may be drawn are among the candidates."""
-    if len(weights) == size or 0 < settings.top_k <= len(weights):
+    if len(sums) == size or 0 < settings.top_k <= len(sums):
         return True
-    return settings.top_k == 0 and float(weights.sum()) >= settings.top_p
+    return settings.top_k == 0 and sums[-1] >= settings.top_p
 
 
-def _pick(weights: torch.Tensor, draws: Draws) -> int:
-    """Which of the candidates, the likeliest first, a number falls on."""
+def _pick(sums: Sums, draws: Draws) -> int:
+    """Which of the candidates, the likeliest first, a number falls on, by the shares of each and those before it."""
     settings = draws.settings
     if settings.top_k:
-        weights = weights[: settings.top_k]
-    sums = torch.cumsum(weights.double(), dim=-1)
-    if settings.top_k:
+        sums = sums[: settings.top_k]
         sums = sums / sums[-1]  # top_p is a share of what top_k leaves
-    num_kept = int(torch.searchsorted(sums, settings.top_p)) + 1
+    num_kept = int(np.searchsorted(sums, settings.top_p)) + 1
     sums = sums[:num_kept]
-    return min(int(torch.searchsorted(sums, draws.next() * float(sums[-1]), right=True)), len(sums) - 1)
+    return min(int(np.searchsorted(sums, draws.next() * sums[-1], side="right")), len(sums) - 1)

@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from prosemill.generation.kernels import SMALL, Precision, Product, prepare, prepare_head, prepare_norm
-from prosemill.generation.layout import CrossAttention, Layout
+from prosemill.generation.layout import CrossAttention, Layer, Layout
 
 BUCKET = 64
 """Attention goes through keys in multiples of so many; neighbouring rows of the same multiple are attended to together."""
@@ -62,7 +62,7 @@ class _Group:
     num_tokens: int
     first: int
     biases: dict[int | None, torch.Tensor]
-    """By window, what is added to the scores: [rows, 1 or key heads, queries of a key head · tokens, width]."""
+    """By window, what is added to the scores: [rows, 1 or key heads, tokens · queries of a key head, width]."""
 
     @property
     def tokens(self) -> slice:
@@ -83,22 +83,20 @@ class _Batch(NamedTuple):
 class Decoder:
     """A model, and the keys and values of the texts that it is writing."""
 
-    def __init__(self, layout: Layout, *, precision: Precision, num_rows: int) -> None:
+    def __init__(self, layout: Layout, *, precision: Precision, num_rows: int, reading: Precision | None = None) -> None:
+        """Prepare a model.
+
+        Args:
+            layout: The model.
+            precision: In which weights are held.
+            num_rows: How many texts it writes at most.
+            reading: In which they are held once more for `read`, if another is faster for many tokens at once.
+        """
         self.layout, self.num_rows = layout, num_rows
         self._embedding = layout.embedding.detach().float()
         self._positions = None if layout.positions is None else layout.positions.detach().float()
-        self._layers = [
-            _Products(
-                attention_norm=prepare_norm(layer.attention.norm),
-                query_key_value=prepare(layer.attention.query_key_value, precision),
-                output=prepare(layer.attention.output, precision),
-                cross=None if layer.cross_attention is None else _prepare_cross(layer.cross_attention, precision),
-                feed_forward_norm=prepare_norm(layer.feed_forward.norm),
-                up=prepare(layer.feed_forward.up, precision),
-                down=prepare(layer.feed_forward.down, precision),
-            )
-            for layer in layout.layers
-        ]
+        self._layers = [_prepare_layer(layer, precision) for layer in layout.layers]
+        self._reading_layers = self._layers if reading in (None, precision) else [_prepare_layer(layer, reading) for layer in layout.layers]
         self._norm, self._head = prepare_norm(layout.norm), prepare_head(layout.head, precision)
         is_small = layout.num_heads * layout.head_size * BUCKET <= SMALL
         self._dtype = torch.float32 if precision == "fp32" or is_small else torch.bfloat16
@@ -123,7 +121,7 @@ class Decoder:
             groups.append(self._group(begin, end, size * BUCKET, place[begin:end, None], first=begin))
             begin = end
         assert len({group.width for group in groups}) == len(groups), "rows of the same bucket are neighbours"
-        return self._logits(self._forward(torch.tensor(tokens), place, torch.arange(len(tokens)), groups))
+        return self._logits(self._forward(self._layers, torch.tensor(tokens), place, torch.arange(len(tokens)), groups))
 
     @torch.inference_mode()
     def read(self, row: int, tokens: Sequence[int], *, begin: int, only_last: bool = True) -> torch.Tensor:
@@ -135,7 +133,7 @@ class Decoder:
         self._reserve(end)
         place = torch.arange(begin, end)
         group = self._group(row, row + 1, bucket(end - 1) * BUCKET, place[None], first=0)
-        hidden = self._forward(torch.tensor(tokens), place, torch.full_like(place, row), [group])
+        hidden = self._forward(self._reading_layers, torch.tensor(tokens), place, torch.full_like(place, row), [group])
         return self._logits(hidden[-1:] if only_last else hidden)
 
     @torch.inference_mode()
@@ -145,7 +143,7 @@ class Decoder:
         hidden = self.layout.encode(torch.tensor(tokens)).float()
         heads = (len(tokens), 2, self.layout.num_heads, self.layout.head_size)
         self._encoded[row] = []
-        for products in self._layers:
+        for products in self._reading_layers:
             assert products.cross is not None
             keys, values = products.cross.key_value(hidden).view(heads).to(self._dtype).permute(1, 2, 0, 3).contiguous()
             self._encoded[row].append((keys, values))
@@ -175,27 +173,29 @@ class Decoder:
         return _Group(begin, end, width, place.shape[1], first, biases)
 
     def _bias(self, place: torch.Tensor, width: int, window: int | None) -> torch.Tensor:
-        """What is added to the scores of tokens at `place` [rows, n], [rows, 1 or key heads, queries of a key head · n, width]."""
+        """What is added to the scores of tokens at `place` [rows, n], [rows, 1 or key heads, n · queries of a key head, width]."""
         back = place[:, None, :, None] - torch.arange(width)  # [rows, 1, n, width]
         is_hidden = back < 0 if window is None else (back < 0) | (back >= window)
         bias = torch.zeros(is_hidden.shape).masked_fill_(is_hidden, -torch.inf)
         if (distances := self.layout.distances) is not None:
             bias = bias + distances.float()[:, back[:, 0].clamp(0, distances.shape[1] - 1)].transpose(0, 1)
-        return bias.to(self._dtype).repeat(1, 1, self.layout.num_heads // self.layout.num_kv_heads, 1)
+        return bias.to(self._dtype).repeat_interleave(self.layout.num_heads // self.layout.num_kv_heads, dim=2)
 
-    def _forward(self, tokens: torch.Tensor, place: torch.Tensor, rows: torch.Tensor, groups: Sequence[_Group]) -> torch.Tensor:
+    def _forward(
+        self, layers: Sequence[_Products], tokens: torch.Tensor, place: torch.Tensor, rows: torch.Tensor, groups: Sequence[_Group]
+    ) -> torch.Tensor:
         """Hidden states after the last layer, [tokens, width]."""
         layout = self.layout
         hidden = self._embedding[tokens]
         if self._positions is not None:
             hidden = hidden + self._positions[place]
         batch = _Batch(self._slots(rows, place), None if layout.rotary is None else _turn(layout.rotary, place), groups)
-        for number, products in enumerate(self._layers):
-            mixed = products.query_key_value(products.attention_norm(hidden)).view(len(tokens), -1, layout.head_size)
+        for number, products in enumerate(layers):
+            mixed = products.query_key_value(products.attention_norm(hidden)).float().view(len(tokens), -1, layout.head_size)
             hidden += products.output(self._attend(number, mixed, batch))
             if products.cross is not None:
                 hidden += self._attend_across(number, products.cross, hidden, groups)
-            hidden += self._feed_forward(number, hidden)
+            hidden += self._feed_forward(number, products, hidden)
         return hidden
 
     def _slots(self, rows: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
@@ -208,7 +208,8 @@ class Decoder:
         layout = self.layout
         if batch.turn is not None:
             cosine, sine = batch.turn
-            turned = mixed[:, : layout.num_heads + layout.num_kv_heads].unflatten(-1, (2, -1))
+            num_turned = layout.num_heads + layout.num_kv_heads
+            turned = mixed[:, :num_turned].view(-1, num_turned, 2, layout.head_size // 2)
             torch.addcmul(turned * cosine, turned.flip(-2), sine, out=turned)
         mixed = mixed.to(self._dtype)
         slots = self._cache[number].view(-1, layout.head_size)
@@ -219,18 +220,18 @@ class Decoder:
     def _attend_group(self, number: int, queries: torch.Tensor, group: _Group) -> torch.Tensor:
         """As `_attend`, of [tokens, heads, head size]. The queries of a key head are taken as tokens that follow each other."""
         layout, attention = self.layout, self.layout.layers[number].attention
-        num_kv_heads, num_queries = layout.num_kv_heads, layout.num_heads // layout.num_kv_heads
-        split = queries.unflatten(0, (-1, group.num_tokens)).unflatten(2, (num_kv_heads, num_queries))
+        num_kv_heads, num_queries, num_tokens = layout.num_kv_heads, layout.num_heads // layout.num_kv_heads, group.num_tokens
+        split = queries.reshape(-1, num_tokens, num_kv_heads, num_queries, layout.head_size).transpose(1, 2)
         cache = self._cache[number, group.begin : group.end, :, : group.width]
         attended = scaled_dot_product_attention(
-            split.permute(0, 2, 3, 1, 4).flatten(2, 3),
+            split.flatten(2, 3),
             cache[:, :num_kv_heads],
             cache[:, num_kv_heads:],
             attn_mask=group.biases[attention.window],
             scale=attention.scale,
         )
-        by_token: torch.Tensor = attended.unflatten(2, (num_queries, group.num_tokens)).permute(0, 3, 1, 2, 4)
-        return by_token.reshape(len(queries), -1)
+        by_token = attended.view(-1, num_kv_heads, num_tokens, num_queries, layout.head_size).transpose(1, 2)
+        return by_token.reshape(queries.shape[0], -1)
 
     def _attend_across(self, number: int, cross: _Cross, hidden: torch.Tensor, groups: Sequence[_Group]) -> torch.Tensor:
         """Attention to what the encoder read for each row, row by row: they differ in length."""
@@ -243,9 +244,9 @@ class Decoder:
                 found.append(scaled_dot_product_attention(own.transpose(0, 1), keys, values, scale=cross.scale).transpose(0, 1))
         return cross.output(torch.cat(found).flatten(1))
 
-    def _feed_forward(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
-        part, products = self.layout.layers[number].feed_forward, self._layers[number]
-        up = products.up(products.feed_forward_norm(hidden))
+    def _feed_forward(self, number: int, products: _Products, hidden: torch.Tensor) -> torch.Tensor:
+        part = self.layout.layers[number].feed_forward
+        up = products.up(products.feed_forward_norm(hidden)).float()
         if part.is_gated:
             gate, up = up.chunk(2, dim=-1)
             return products.down(part.activation(gate) * up)
@@ -254,6 +255,18 @@ class Decoder:
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = self._head(self._norm(hidden))
         return logits if self.layout.head_scale == 1 else logits * self.layout.head_scale
+
+
+def _prepare_layer(layer: Layer, precision: Precision) -> _Products:
+    return _Products(
+        attention_norm=prepare_norm(layer.attention.norm),
+        query_key_value=prepare(layer.attention.query_key_value, precision),
+        output=prepare(layer.attention.output, precision),
+        cross=None if layer.cross_attention is None else _prepare_cross(layer.cross_attention, precision),
+        feed_forward_norm=prepare_norm(layer.feed_forward.norm),
+        up=prepare(layer.feed_forward.up, precision),
+        down=prepare(layer.feed_forward.down, precision),
+    )
 
 
 def _prepare_cross(layer: CrossAttention, precision: Precision) -> _Cross:

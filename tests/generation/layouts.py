@@ -35,7 +35,7 @@ def _llama(model: Any) -> Layout:
                 norm=_root_mean_square(block.post_attention_layernorm),
                 up=_stacked(feed_forward.gate_proj, feed_forward.up_proj),
                 is_gated=True,
-                activation=feed_forward.act_fn,
+                activation=feed_forward.act_fn.forward,
                 down=_stacked(feed_forward.down_proj),
             ),
         )
@@ -70,7 +70,7 @@ def _gpt2(model: Any) -> Layout:
                 norm=_centred(block.ln_2),
                 up=matrix(block.mlp.c_fc),
                 is_gated=False,
-                activation=block.mlp.act,
+                activation=block.mlp.act.forward,
                 down=matrix(block.mlp.c_proj),
             ),
         )
@@ -104,7 +104,7 @@ def _gpt_neo(model: Any) -> Layout:
                 norm=_centred(block.ln_2),
                 up=_stacked(block.mlp.c_fc),
                 is_gated=False,
-                activation=block.mlp.act,
+                activation=block.mlp.act.forward,
                 down=_stacked(block.mlp.c_proj),
             ),
         )
@@ -146,7 +146,7 @@ def _t5(model: Any) -> Layout:
                 norm=_root_mean_square(last.layer_norm),
                 up=_stacked(feed_forward.wi_0, feed_forward.wi_1) if is_gated else _stacked(feed_forward.wi),
                 is_gated=is_gated,
-                activation=feed_forward.act,
+                activation=feed_forward.act.forward,
                 down=_stacked(feed_forward.wo),
             ),
         )

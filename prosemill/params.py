@@ -366,6 +366,9 @@ class Evaluate:
     """Generated tokens of the latency measurement."""
     latency_repeats: Count = 5
     """Measured generations, after one for warm-up."""
+    serving_tokens: CountOrZero = 8192
+    """Tokens of the split that the trained model scores in each precision that the service can hold its weights in; the service's `auto`
+    goes by what they cost. 0 for none."""
     batch_size: Count = 16
     """Sequences computed together, for speed; in bf16 it may tip a near tie between two tokens."""
     precision: Precision = "auto"

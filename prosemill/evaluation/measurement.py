@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -15,16 +15,19 @@ from prosemill.errors import ProsemillError
 from prosemill.evaluation.continuations import Continuations, Options, continue_passages
 from prosemill.evaluation.documents import Document, Passage, read_split
 from prosemill.evaluation.latency import measure_latency
+from prosemill.evaluation.precisions import measure_precisions
 from prosemill.evaluation.scoring import Score, num_windows, score_at_strides, scored_ranges
 from prosemill.evaluation.text import EvaluatedText, Size, read_text, strides_of
 from prosemill.evaluation.trigram import Trigram
 from prosemill.families import Family, family_of, family_of_model
+from prosemill.generation.kernels import Precision
 from prosemill.params import Evaluate
 from prosemill.precision import DTYPES, Arithmetic, choose_arithmetic, choose_device
 from prosemill.pretrained import load_model
 from prosemill.tokens import read_tokens
 
 TRIGRAM = "trigram"
+SERVED = "trained"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,8 @@ class Measured:
     """Of the text that `half_stride_scores` count."""
     continuations: dict[str, Continuations]
     latency: dict[str, dict[str, float]]
+    serving: dict[Precision, Score]
+    """Of the trained model, by the precision that a server holds its weights in; empty where none was asked for."""
     machine: dict[str, str | int]
     """Arithmetic, device and threads, for the protocol."""
 
@@ -67,23 +72,20 @@ def measure_models(
     scores: dict[str, dict[int, Score]] = {}
     continued: dict[str, Continuations] = {}
     models: dict[str, PreTrainedModel] = {}
+    serving: dict[Precision, Score] = {}
     for name, folder in folders.items():
         model: Any = load_model(folder)
         _refuse_too_long(section, options, text, model, folder)
         # Nothing of the folder's own settings, but where an encoder's decoder starts.
         model.generation_config = GenerationConfig(decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None))
+        if name == SERVED:
+            serving = _score_precisions(model, text, section, end_of_text)
         model = model.to(device)
         scores[name] = _score(name, model, text, section, end_of_text, arithmetic)
         models[name] = model.to(DTYPES[arithmetic])
         with progress(f"continue {name}", len(passages) * (1 + section.num_samples), "continuations") as bar:
             continued[name] = continue_passages(model, tokenizer, passages, text.prompts, options, advance=bar.advance)
-    latency = measure_latency(
-        models,
-        prompt=text.latency_prompt,
-        num_new_tokens=section.latency_new_tokens,
-        repeats=section.latency_repeats,
-        end_of_text_id=end_of_text,
-    )
+    latency = _measure_latency(models, text, section, end_of_text)
     if section.baseline_tokens is not None:
         stream = read_tokens(tokens, "train", section.baseline_tokens)
         trigram = Trigram.count(stream, max(tokenizer.get_vocab().values()) + 1, end_of_text)
@@ -98,6 +100,7 @@ def measure_models(
         half_stride_text=text.sizes[half],
         continuations=continued,
         latency=latency,
+        serving=serving,
         machine=_machine(tokenizer, end_of_text, options, arithmetic, device),
     )
 
@@ -158,6 +161,29 @@ def _score(
             arithmetic=arithmetic,
             advance=bar.advance,
         )
+
+
+def _score_precisions(model: PreTrainedModel, text: EvaluatedText, section: Evaluate, end_of_text: int) -> dict[Precision, Score]:
+    """The scores of the text's beginning by the precision that a server holds the weights in; empty if none are asked for."""
+    if not section.serving_tokens:
+        return {}
+    num_tokens = min(section.serving_tokens, sum(map(len, text.documents)))
+    with progress("score precisions", num_tokens * len(get_args(Precision)), "tokens") as bar:
+        return measure_precisions(
+            model, text.documents, end_of_text_id=end_of_text, context=section.context, num_tokens=num_tokens, advance=bar.advance
+        )
+
+
+def _measure_latency(
+    models: Mapping[str, PreTrainedModel], text: EvaluatedText, section: Evaluate, end_of_text: int
+) -> dict[str, dict[str, float]]:
+    return measure_latency(
+        models,
+        prompt=text.latency_prompt,
+        num_new_tokens=section.latency_new_tokens,
+        repeats=section.latency_repeats,
+        end_of_text_id=end_of_text,
+    )
 
 
 def _score_trigram(section: Evaluate, family: Family, text: EvaluatedText, trigram: Trigram) -> dict[int, Score]:

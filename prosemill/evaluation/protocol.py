@@ -26,6 +26,11 @@ TRIGRAM_NOTE = (
     "trigram: the baseline, an interpolated Kneser-Ney trigram (Kneser and Ney 1995; Chen and Goodman 1999) over the same tokens, "
     "counted on the first baseline_tokens tokens of the train split, and scored on the tokens that the models' scores count."
 )
+SERVING_NOTE = (
+    "serving: the trained model's bits per byte through the service's own decoding engine on this processor, on windows of the context "
+    "from the split's beginning until serving_tokens are scored. cost_bf16, cost_int8 and cost_int4 are what weights in that precision "
+    "add to it, as a share of what fp32 gets."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,7 @@ class Evaluation:
     """Everything an evaluation found out."""
 
     metrics: Row
-    """The content of metrics/evaluation.json: `protocol`, `data`, `base`, `trained`, `trigram`, `human`, `unrelated`."""
+    """The content of metrics/evaluation.json: `protocol`, `data`, `base`, `trained`, `trigram`, `human`, `unrelated`, `serving`."""
     samples: list[dict[str, str]]
     """One row per prompt: `document_id`, `prompt`, `reference`, and each model's greedy and sampled continuations."""
     sources: dict[str, dict[str, str]]
@@ -67,7 +72,7 @@ def evaluate_models(section: Evaluate, *, corpus: Path, tokens: Path, base: Path
         metrics[name] = text_metrics(score, half, measured.text, measured.half_stride_text) | {"num_documents": len(documents)}
     for name, continued in measured.continuations.items():
         metrics[name] |= _continuation_metrics(continued, passages, section) | measured.latency[name]
-    metrics |= _calibration(passages, section)
+    metrics |= _calibration(passages, section) | _serving(measured)
     return Evaluation(
         metrics={name: _rounded(row) for name, row in metrics.items()},
         samples=_samples(passages, measured.continuations),
@@ -125,6 +130,15 @@ def _calibration(passages: Sequence[Passage], section: Evaluate) -> Row:
     return {"human": diversity(references), "unrelated": unrelated}
 
 
+def _serving(measured: "Measured") -> Row:
+    """`serving`: what weights of fewer bits cost, as a share of bits per byte; no row where that was not measured."""
+    if not measured.serving:
+        return {}
+    exact = measured.serving["fp32"]
+    costs = {f"cost_{name}": score.nll_sum / exact.nll_sum - 1 for name, score in measured.serving.items() if name != "fp32"}
+    return {"serving": costs | {"num_tokens": exact.num_tokens}}
+
+
 def _settings(section: Evaluate, measured: "Measured", num_prompts: int, num_too_short: int) -> Row:
     return {
         "direction": measured.direction,
@@ -150,6 +164,7 @@ def _settings(section: Evaluate, measured: "Measured", num_prompts: int, num_too
         "latency_prompt_tokens": section.latency_prompt_tokens,
         "latency_new_tokens": section.latency_new_tokens,
         "latency_repeats": section.latency_repeats,
+        "serving_tokens": section.serving_tokens,
     } | measured.machine
 
 
@@ -192,6 +207,7 @@ def _notes(section: Evaluate, scoring: str) -> list[str]:
         "2020). loop_rate: share of continuations whose last max(3 p, 8) tokens repeat with some period p.",
         "Latency: batch 1, greedy, weights in generation_dtype; medians and 95th percentiles after one warm-up, the two models in turns. "
         "time_to_first_token_ms over the repeats, time_per_token_ms over the intervals between tokens.",
+        *([SERVING_NOTE] if section.serving_tokens else []),
     ]
 
 

@@ -51,6 +51,8 @@ def report_text(evaluation: Evaluation, *, has_loss_curve: bool) -> str:
         _reading_help(metrics),
         f"![Overlap and diversity of the continuations]({CONTINUATIONS})",
     ]
+    if "serving" in metrics:
+        parts += ["## When served", _serving(metrics["serving"])]
     if has_loss_curve:
         parts += ["## Training", f"![Loss while training]({LOSS_CURVE})"]
     parts += ["## The same beginnings, continued", _shown_intro(evaluation), *_shown(evaluation)]
@@ -86,6 +88,15 @@ def _reading_help(metrics: dict[str, Any]) -> str:
         f"({protocol['num_prompts']} prompts) mean little. Distinct-n, repetition and loops are best when they are like "
         "the *human* column. Times depend on the machine; both models have the same shape, so a difference between their "
         "times is the machine's noise."
+    )
+
+
+def _serving(row: dict[str, Any]) -> str:
+    costs = {name.removeprefix("cost_"): value for name, value in row.items() if name.startswith("cost_")}
+    lines = "\n".join(f"| {name} | {100 * value:+.2f} % |" for name, value in costs.items())
+    return (
+        f"What weights of fewer bits cost in the service's decoding engine, on {row['num_tokens']:,} tokens:\n\n"
+        f"| weights in | bits per byte, against fp32 |\n| --- | ---: |\n{lines}"
     )
 
 

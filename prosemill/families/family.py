@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from prosemill.generation.layout import Layout
     from prosemill.params import ScratchModel
 
 IGNORED = -100  # a label that is not predicted
@@ -89,6 +90,10 @@ class Family(ABC):
     @abstractmethod
     def num_given(self, batch: Batch) -> int:
         """Tokens that stand before the new ones in each row of what `generate` gives for `prompt`'s batch."""
+
+    @abstractmethod
+    def layout(self, model: Any) -> "Layout":
+        """A loaded model's matrices, as the decoding engine goes through them."""
 
     @abstractmethod
     def scoring_note(self, context: int) -> str:

@@ -1,12 +1,13 @@
 """GPT-2 (Radford et al. 2019): small to XL, DistilGPT-2."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prosemill.families.decoder import Decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from prosemill.generation.layout import Layout
     from prosemill.params import ScratchModel
 
 
@@ -30,6 +31,42 @@ class Gpt2(Decoder):
             attn_pdrop=shape.dropout,
             bos_token_id=0,
             eos_token_id=0,
+        )
+
+    def layout(self, model: Any) -> "Layout":
+        from prosemill.generation.layout import Attention, FeedForward, Layer, Layout, Matrix, centred
+
+        body, config = model.transformer, model.config
+
+        def matrix(module: Any) -> Matrix:
+            return Matrix(module.weight.T, module.bias)  # transformers' Conv1D is [in, out]
+
+        def layer(block: Any) -> Layer:
+            return Layer(
+                attention=Attention(
+                    norm=centred(block.ln_1),
+                    query_key_value=matrix(block.attn.c_attn),
+                    output=matrix(block.attn.c_proj),
+                    scale=block.attn.scaling,
+                ),
+                feed_forward=FeedForward(
+                    norm=centred(block.ln_2),
+                    up=matrix(block.mlp.c_fc),
+                    is_gated=False,
+                    activation=block.mlp.act.forward,
+                    down=matrix(block.mlp.c_proj),
+                ),
+            )
+
+        return Layout(
+            embedding=body.wte.weight,
+            positions=body.wpe.weight,
+            layers=tuple(layer(block) for block in body.h),
+            norm=centred(body.ln_f),
+            head=Matrix(model.lm_head.weight),
+            num_heads=config.n_head,
+            num_kv_heads=config.n_head,
+            head_size=config.n_embd // config.n_head,
         )
 
 

@@ -1,12 +1,13 @@
 """GPT-Neo (Black et al. 2021): 125M, 1.3B, 2.7B."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prosemill.families.decoder import Decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from prosemill.generation.layout import Layout
     from prosemill.params import ScratchModel
 
 
@@ -34,6 +35,41 @@ class GptNeo(Decoder):
             attention_dropout=shape.dropout,
             bos_token_id=0,
             eos_token_id=0,
+        )
+
+    def layout(self, model: Any) -> "Layout":
+        from prosemill.generation.layout import Attention, FeedForward, Layer, Layout, Matrix, centred, stack
+
+        body, config = model.transformer, model.config
+
+        def layer(block: Any) -> Layer:
+            attention = block.attn.attention
+            return Layer(
+                attention=Attention(
+                    norm=centred(block.ln_1),
+                    query_key_value=stack(attention.q_proj, attention.k_proj, attention.v_proj),
+                    output=stack(attention.out_proj),
+                    scale=1.0,
+                    window=config.window_size if block.attn.attention_type == "local" else None,
+                ),
+                feed_forward=FeedForward(
+                    norm=centred(block.ln_2),
+                    up=stack(block.mlp.c_fc),
+                    is_gated=False,
+                    activation=block.mlp.act.forward,
+                    down=stack(block.mlp.c_proj),
+                ),
+            )
+
+        return Layout(
+            embedding=body.wte.weight,
+            positions=body.wpe.weight,
+            layers=tuple(layer(block) for block in body.h),
+            norm=centred(body.ln_f),
+            head=Matrix(model.lm_head.weight),
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_heads,
+            head_size=config.hidden_size // config.num_heads,
         )
 
 

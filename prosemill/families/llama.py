@@ -1,6 +1,6 @@
 """LLaMA (Touvron et al. 2023) and models of its architecture: SmolLM2, TinyLlama."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prosemill.errors import ProsemillError
 from prosemill.families.decoder import Decoder
@@ -8,6 +8,7 @@ from prosemill.families.decoder import Decoder
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from prosemill.generation.layout import Layout
     from prosemill.params import ScratchModel
 
 
@@ -37,6 +38,44 @@ class Llama(Decoder):
             bos_token_id=None,
             eos_token_id=0,
             pad_token_id=None,  # the embedding of a padding token would never be trained
+        )
+
+    def layout(self, model: Any) -> "Layout":
+        import torch
+
+        from prosemill.generation.layout import Attention, FeedForward, Layer, Layout, Matrix, stack, uncentred
+
+        body, config = model.model, model.config
+        positions = torch.arange(config.max_position_embeddings)
+        cosine, sine = body.rotary_emb(torch.zeros(1, dtype=torch.float32), positions[None])
+
+        def layer(block: Any) -> Layer:
+            attention, feed_forward = block.self_attn, block.mlp
+            return Layer(
+                attention=Attention(
+                    norm=uncentred(block.input_layernorm),
+                    query_key_value=stack(attention.q_proj, attention.k_proj, attention.v_proj),
+                    output=stack(attention.o_proj),
+                    scale=attention.scaling,
+                ),
+                feed_forward=FeedForward(
+                    norm=uncentred(block.post_attention_layernorm),
+                    up=stack(feed_forward.gate_proj, feed_forward.up_proj),
+                    is_gated=True,
+                    activation=feed_forward.act_fn.forward,
+                    down=stack(feed_forward.down_proj),
+                ),
+            )
+
+        return Layout(
+            embedding=body.embed_tokens.weight,
+            rotary=(cosine[0], sine[0]),
+            layers=tuple(layer(block) for block in body.layers),
+            norm=uncentred(body.norm),
+            head=Matrix(model.lm_head.weight),
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_size=body.layers[0].self_attn.head_dim,
         )
 
 

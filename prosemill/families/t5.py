@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
+    from prosemill.generation.layout import Layout
     from prosemill.params import ScratchModel
 
 INITIALIZER_FACTOR = 0.3
@@ -130,6 +131,56 @@ class T5(Family):
         """One: the decoder's start token."""
         return 1
 
+    def layout(self, model: Any) -> "Layout":
+        from prosemill.generation.layout import Attention, CrossAttention, FeedForward, Layer, Layout, Matrix, stack, uncentred
+
+        decoder, config = model.decoder, model.config
+
+        def layer(block: Any) -> Layer:
+            own, cross, last = block.layer
+            self_attention, cross_attention, feed_forward = own.SelfAttention, cross.EncDecAttention, last.DenseReluDense
+            is_gated = config.is_gated_act
+            return Layer(
+                attention=Attention(
+                    norm=uncentred(own.layer_norm),
+                    query_key_value=stack(self_attention.q, self_attention.k, self_attention.v),
+                    output=stack(self_attention.o),
+                    scale=1.0,
+                ),
+                cross_attention=CrossAttention(
+                    norm=uncentred(cross.layer_norm),
+                    query=stack(cross_attention.q),
+                    key_value=stack(cross_attention.k, cross_attention.v),
+                    output=stack(cross_attention.o),
+                    scale=1.0,
+                ),
+                feed_forward=FeedForward(
+                    norm=uncentred(last.layer_norm),
+                    up=stack(feed_forward.wi_0, feed_forward.wi_1) if is_gated else stack(feed_forward.wi),
+                    is_gated=is_gated,
+                    activation=feed_forward.act.forward,
+                    down=stack(feed_forward.wo),
+                ),
+            )
+
+        def encode(tokens: "torch.Tensor") -> "torch.Tensor":
+            hidden: torch.Tensor = model.encoder(input_ids=tokens[None]).last_hidden_state[0]
+            return hidden
+
+        return Layout(
+            embedding=decoder.embed_tokens.weight,
+            distances=_distances(decoder.block[0].layer[0].SelfAttention, config.relative_attention_max_distance),
+            layers=tuple(layer(block) for block in decoder.block),
+            norm=uncentred(decoder.final_layer_norm),
+            head=Matrix(model.lm_head.weight),
+            head_scale=config.d_model**-0.5 if config.scale_decoder_outputs else 1.0,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_heads,
+            head_size=config.d_kv,
+            start=config.decoder_start_token_id,
+            encode=encode,
+        )
+
     def scoring_note(self, context: int) -> str:
         return (
             f"Scoring: every document stands alone and is read through windows of at most {context} tokens. The encoder reads a window's "
@@ -167,6 +218,16 @@ def _additive(is_visible: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor
     import torch
 
     return torch.zeros(is_visible.shape, dtype=dtype).masked_fill_(~is_visible, torch.finfo(dtype).min)[:, None]
+
+
+def _distances(attention: Any, farthest: int) -> "torch.Tensor":
+    """What T5 adds to a head's scores for keys 0, 1, … `farthest` tokens back, [heads, distances]."""
+    import torch
+
+    with torch.no_grad():
+        biases = attention.compute_bias(farthest + 1, farthest + 1)  # [1, heads, queries, keys]
+    of_last_query: torch.Tensor = biases[0, :, -1].flip(-1)
+    return of_last_query
 
 
 FAMILY = T5()

@@ -5,6 +5,7 @@ Matrices that read the same input stand together as one. Nothing is computed her
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -98,3 +99,19 @@ class Layout:
     """The token before the first that an encoder's decoder writes; None for a model that goes on with its prompt."""
     encode: Callable[[torch.Tensor], torch.Tensor] | None = None
     """What the encoder makes of token ids [n]: [n, width]."""
+
+
+def stack(*layers: Any) -> Matrix:
+    """Linear layers that read the same input, as one matrix."""
+    biases = [layer.bias for layer in layers]
+    return Matrix(torch.cat([layer.weight for layer in layers]), None if biases[0] is None else torch.cat(biases))
+
+
+def centred(module: Any) -> Norm:
+    """A layer norm."""
+    return Norm(module.weight, module.bias, module.eps)
+
+
+def uncentred(module: Any) -> Norm:
+    """A norm by the root mean square alone."""
+    return Norm(module.weight, None, module.variance_epsilon)

@@ -29,6 +29,7 @@ CODE = (
     "end_of_text.py",
     "errors.py",
     "families",
+    "generation",
     "orphans.py",
     "packaged",
     "precision.py",

@@ -10,7 +10,7 @@ from prosemill.errors import ProsemillError
 from prosemill.tracking.run import open_run
 from prosemill.workspace import CORPUS
 
-ROWS = ("base", "trained", "trigram", "human", "unrelated")
+ROWS = ("base", "trained", "trigram", "human", "unrelated", "serving")
 
 
 def track_evaluation(metrics: Mapping[str, Any], samples: Sequence[Mapping[str, str]], files: Sequence[Path], *, trained: Path) -> None:

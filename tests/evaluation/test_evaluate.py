@@ -93,11 +93,13 @@ def without_times(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_numbers_have_their_plain_names(evaluation: Evaluation) -> None:
     metrics = evaluation.metrics
-    assert set(metrics) == {"protocol", "data", "base", "trained", "trigram", "human", "unrelated"}
+    assert set(metrics) == {"protocol", "data", "base", "trained", "trigram", "human", "unrelated", "serving"}
     assert set(metrics["trigram"]) == TEXT_NAMES
     assert set(metrics["base"]) == set(metrics["trained"]) == MODEL_NAMES
     assert set(metrics["human"]) == {"distinct_1", "distinct_2", "distinct_3", "repetition_rate", "loop_rate"}
     assert set(metrics["unrelated"]) == {f"{name}{end}" for name in ("bleu", "rouge1", "rouge2", "rougeL") for end in ("", "_ci95")}
+    assert set(metrics["serving"]) == {"num_tokens", "cost_bf16", "cost_int8", "cost_int4"}
+    assert metrics["serving"]["num_tokens"] == metrics["trained"]["num_tokens"], "there are fewer than are asked for"
     assert metrics["protocol"]["num_prompts"] == 6
     assert metrics["protocol"]["num_documents_too_short"] == 1
     assert metrics["data"]["num_documents"] == 10
@@ -164,6 +166,7 @@ def test_the_files_are_whole_and_the_report_tells_the_story(evaluation: Evaluati
     assert "CC0" in report
     assert "Apache" in report
     assert "smoothing method1" in report
+    assert f"| int4 | {100 * evaluation.metrics['serving']['cost_int4']:+.2f} % |" in report
     assert "loss_curve.png" not in report
     Path("reports/loss_curve.png").touch()
     write_evaluation(evaluation, metrics=Path("metrics/evaluation.json"), reports=Path("reports"))

@@ -14,6 +14,7 @@ from prosemill.errors import ProsemillError
 from prosemill.families import Family, Window, families, family_named, family_of
 from prosemill.families.decoder import position_ids
 from prosemill.families.family import IGNORED
+from prosemill.generation.decoder import Decoder
 from prosemill.params import ScratchModel
 from prosemill.training.loss import sum_over_tokens, token_nll
 from tests.families.conftest import CONTEXT, VOCABULARY
@@ -172,6 +173,22 @@ def test_context_sizes(family: Family, model: PreTrainedModel) -> None:
     assert family.context_size(model.config.to_dict()) == (None if family.name == "t5" else CONTEXT)
 
 
+def test_the_decoding_engine_reads_as_the_model_does(family: Family, model: PreTrainedModel) -> None:
+    document = list(range(1, CONTEXT))
+    window = next(family.windows(0, len(document), CONTEXT, CONTEXT))
+    batch = family.frame([document], [window], model.config, END)
+    labels = batch.pop("labels")
+    decoder = Decoder(family.layout(model), precision="fp32", num_rows=1)
+    tokens = batch.get("decoder_input_ids", batch["input_ids"])[0].tolist()
+    if decoder.layout.encode is not None:
+        decoder.encode(0, batch["input_ids"][0].tolist())
+    found = decoder.read(0, tokens, begin=0, only_last=False)
+    with torch.inference_mode():
+        expected = model(**batch).logits[0]
+    assert len(expected) == labels.shape[1]
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
 def test_an_unknown_family_is_named_with_the_list(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ProsemillError, match=f"'bert', which is not supported: choose a model of {', '.join(families())}"):
@@ -188,6 +205,7 @@ def test_a_fifth_family_is_the_one_file_of_contributing(tmp_path: Path, monkeypa
         model = family.draw(ScratchModel(source="scratch", name="tiny", family="qwen2", hidden_size=32, context_size=CONTEXT), VOCABULARY)
         model.config.use_cache = False
         test_a_packed_block_costs_what_its_documents_cost_alone(family, model)
+        test_the_decoding_engine_reads_as_the_model_does(family, model)
     finally:
         families.cache_clear()
 

@@ -10,7 +10,6 @@ from prosemill.generation.decoder import BUCKET, Decoder, bucket
 from prosemill.generation.engine import CHUNK
 from prosemill.generation.kernels import GROUP, Precision, prepare
 from prosemill.generation.layout import Matrix
-from tests.generation.layouts import layout_of
 from tests.generation.models import INVARIANT, Tiny, draw, multiplies_bf16, prompts
 
 LENGTHS = [3, 20, 61, 64, 130]
@@ -37,7 +36,7 @@ def read_prompt(decoder: Decoder, row: int, tokens: list[int]) -> tuple[torch.Te
 
 def write(tiny: Tiny, precision: Precision, given: list[list[int]]) -> tuple[list[list[int]], list[torch.Tensor]]:
     """The likeliest tokens after each of the prompts, written together, and the logits that chose them: [NUM_STEPS + 1, vocabulary]."""
-    decoder = Decoder(layout_of(tiny.model), precision=precision, num_rows=len(given))
+    decoder = Decoder(tiny.family.layout(tiny.model), precision=precision, num_rows=len(given))
     first = [read_prompt(decoder, row, tiny.prompt(prompt)) for row, prompt in enumerate(given)]
     logits = [[row] for row, _ in first]
     positions = [position for _, position in first]
@@ -86,7 +85,7 @@ def test_other_precisions_come_near_to_fp32(tiny: Tiny, precision: Precision) ->
 
 
 def test_a_text_goes_on_in_another_row(tiny: Tiny) -> None:
-    decoder = Decoder(layout_of(tiny.model), precision="bf16", num_rows=3)
+    decoder = Decoder(tiny.family.layout(tiny.model), precision="bf16", num_rows=3)
     [prompt] = prompts([90])
     _, position = read_prompt(decoder, 2, tiny.prompt(prompt))
     decoder.move(2, 0, position)
@@ -96,7 +95,7 @@ def test_a_text_goes_on_in_another_row(tiny: Tiny) -> None:
 
 
 def test_every_token_of_a_piece_has_logits_on_request(tiny: Tiny) -> None:
-    decoder = Decoder(layout_of(tiny.model), precision="fp32", num_rows=1)
+    decoder = Decoder(tiny.family.layout(tiny.model), precision="fp32", num_rows=1)
     [tokens] = prompts([BUCKET + 9])
     if decoder.layout.encode is not None:
         decoder.encode(0, tiny.prompt(tokens))
@@ -111,7 +110,7 @@ def test_every_token_of_a_piece_has_logits_on_request(tiny: Tiny) -> None:
 
 def test_rows_of_one_bucket_must_be_neighbours() -> None:
     tiny = draw("llama")
-    decoder = Decoder(layout_of(tiny.model), precision="fp32", num_rows=3)
+    decoder = Decoder(tiny.family.layout(tiny.model), precision="fp32", num_rows=3)
     with pytest.raises(AssertionError, match="neighbours"):
         decoder.step([1, 2, 3], [0, BUCKET, 1])
     assert [bucket(position) for position in (0, BUCKET - 1, BUCKET)] == [1, 1, 2]

@@ -16,7 +16,6 @@ from prosemill.generation.engine import NUM_SPARE, Answer, End, Engine, Event, R
 from prosemill.generation.kernels import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.pretrained import load_tokenizer
-from tests.generation.layouts import layout_of
 from tests.generation.models import CONTEXT, INVARIANT, Tiny, draw, prompts
 
 CAPACITY = 6
@@ -32,7 +31,7 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
 @contextmanager
 def running(tiny: Tiny, tokenizer: Path, *, precision: Precision = "int8", stops: tuple[int, ...] = ()) -> Iterator[Engine]:
     """An engine of a model, with the tokenizer of a folder."""
-    decoder = Decoder(layout_of(tiny.model), precision=precision, num_rows=CAPACITY + NUM_SPARE)
+    decoder = Decoder(tiny.family.layout(tiny.model), precision=precision, num_rows=CAPACITY + NUM_SPARE)
     with Engine(decoder, load_tokenizer(tokenizer), stops=stops, context=CONTEXT) as engine:
         yield engine
 

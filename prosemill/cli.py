@@ -2,12 +2,14 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, ParamSpec
 
 import typer
 
 from prosemill.errors import ProsemillError, run_main
 from prosemill.orchestration.environment import MLFLOW_PORT, PREFECT_PORT, SERVICE_PORT
+from prosemill.workspace import TRAINED_MODEL
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -110,20 +112,56 @@ def rollback() -> None:
 
 
 @command
-def lineage(version: Annotated[int, typer.Argument(help="Number of the version.")]) -> None:
+def lineage(version: Annotated[str, typer.Argument(help="Number of the version, or the id of an answer that the service gave.")]) -> None:
     """Lead from a version's weights back to its run, commit, corpus and wheels, and check every step."""
+    from prosemill.registry.answers import version_of
     from prosemill.registry.kept import read_kept
     from prosemill.registry.lineage import links
     from prosemill.registry.store import Registry
     from prosemill.registry.tables import print_links
 
+    number = int(version) if version.isdecimal() and len(version) < 10 else version_of(version)
+    if number is None:
+        raise ProsemillError(f"{version} is neither a version's number nor an answer's id: `prosemill versions` lists the versions")
     registry = Registry.open()
-    found = registry.version(version)
+    found = registry.version(number)
     chain = links(registry, found, read_kept(registry, found), thorough=True)
     print_links(found, chain)
     broken = [link.name for link in chain if link.state == "broken"]
     if broken:
-        raise ProsemillError(f"the lineage of version {version} is broken at: {', '.join(broken)}")
+        raise ProsemillError(f"the lineage of version {number} is broken at: {', '.join(broken)}")
+
+
+@command
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The beginning of a text.")],
+    model: Annotated[Path, typer.Option(help="A model folder.")] = TRAINED_MODEL,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 100,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Likeliest tokens that are drawn from; 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Share of the probability that is drawn from.")] = 0.9,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1, what stands there is less likely to come again.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer; may be given more than once.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, int8 or int4: in what the weights are held.")] = "auto",
+) -> None:
+    """Continue a text with a model of this machine, as the service does; the text comes as it is written."""
+    from prosemill.generate import print_continuation
+    from prosemill.generation.sampling import Settings
+
+    try:
+        settings = Settings(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            stop=tuple(stop or ()),
+            seed=seed,
+        )
+    except ValueError as error:
+        raise ProsemillError(f"--{str(error).replace('_', '-')}") from None
+    print_continuation(model, prompt, settings, precision)
 
 
 @command

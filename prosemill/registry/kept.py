@@ -27,6 +27,8 @@ SOURCES = {"corpus": CORPUS / "SOURCE.json", "model": BASE_MODEL / "SOURCE.json"
 FILES = {"dvc_lock": LOCK, "evaluation_digest": EVALUATION} | {f"{name}_source": path for name, path in SOURCES.items()}
 """The files by the version's tag that holds their SHA-256."""
 
+COST = "cost_"
+
 CONDITIONS = ("context", "stride", "detokenize", "scoring_arithmetic")
 
 
@@ -39,6 +41,8 @@ class Evaluation:
     repetition_rate: float
     loop_rate: float
     time_per_token_ms_p95: float
+    costs: Mapping[str, float]
+    """As `costs_in` tells."""
     direction: str
     """What the model predicts from what."""
     data: Mapping[str, Any]
@@ -56,10 +60,16 @@ class Evaluation:
             repetition_rate=float(trained["repetition_rate"]),
             loop_rate=float(trained["loop_rate"]),
             time_per_token_ms_p95=float(trained["time_per_token_ms_p95"]),
+            costs=costs_in(content),
             direction=str(protocol["direction"]),
             data={name: data[name] for name in ("split", "digest", "num_documents")},
             conditions={**data, **{name: protocol[name] for name in CONDITIONS}},
         )
+
+
+def costs_in(content: Mapping[str, Any]) -> dict[str, float]:
+    """What metrics/evaluation.json says that serving in a precision adds to bits per byte, as a share; empty if that was not measured."""
+    return {name.removeprefix(COST): float(cost) for name, cost in content.get("serving", {}).items() if name.startswith(COST)}
 
 
 @dataclass(frozen=True)

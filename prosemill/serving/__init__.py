@@ -6,6 +6,7 @@ The routes are a FastAPI application (`app`). The guard in front of everything k
 read with this project's own code, after its digest is verified (`champion`). BentoML runs it: one worker, because each would load a model.
 """
 
+from contextlib import ExitStack
 from typing import Any
 
 from prosemill.telemetry import switch_off
@@ -20,7 +21,9 @@ from bentoml.exceptions import BentoMLException  # noqa: E402
 from prosemill.errors import ProsemillError  # noqa: E402
 from prosemill.serving.app import make_app  # noqa: E402
 from prosemill.serving.champion import check_champion, load_champion  # noqa: E402
+from prosemill.serving.desk import Desk  # noqa: E402
 from prosemill.serving.guard import Guard, refuse_open_door, refuse_open_doors  # noqa: E402
+from prosemill.serving.settings import ServiceSettings  # noqa: E402
 
 usage_stats.do_not_track.cache_clear()  # `bentoml serve` has read its switch before it found this
 
@@ -52,10 +55,18 @@ class Service:
         given = click.get_current_context(silent=True)
         try:
             refuse_open_door((given and given.params.get("host")) or LOCAL)
+            ServiceSettings.read()
             check_champion()
         except ProsemillError as error:
             raise BentoMLException(str(error)) from None
 
     def __init__(self) -> None:
         refuse_open_doors()
-        app.state.champion = load_champion()
+        settings = ServiceSettings.read()
+        self._open = ExitStack()
+        app.state.desk = Desk(self._open.enter_context(load_champion(settings)), settings)
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    def close(self) -> None:
+        """End the engine, and with it what is still being written."""
+        self._open.close()

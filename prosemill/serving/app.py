@@ -1,69 +1,104 @@
 """The routes of the service.
 
 app = make_app()
-app.state.champion = load_champion()
+app.state.desk = Desk(champion, settings)
 """
 
-from typing import Annotated
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
 
-from prosemill.packaged import DEFAULTS
-from prosemill.serving.champion import Champion
-from prosemill.serving.errors import refusal
+from prosemill.registry.answers import name_answer
+from prosemill.serving import completions
+from prosemill.serving.admission import BusyError
+from prosemill.serving.desk import Desk, GoneError, read_all
+from prosemill.serving.errors import EngineError, TooLongError, error_body, refusal
+from prosemill.serving.events import EventStream, event
+from prosemill.serving.messages import Ending, GenerateAnswer, GenerateRequest
+from prosemill.serving.stream import Stream
 
+CLIENT_GONE = 499  # nobody reads it; nginx calls it so
 
-class GenerateRequest(BaseModel):
-    """What `POST /generate` takes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    prompt: Annotated[str, Field(min_length=1, description="The beginning of a document.")]
-    max_new_tokens: Annotated[int, Field(ge=1, le=100_000, description="Tokens to add at most.")] = int(DEFAULTS["max_new_tokens"])
-    temperature: Annotated[float, Field(ge=0, le=100, description="0 always takes the likeliest token.")] = DEFAULTS["temperature"]
-    top_p: Annotated[float, Field(gt=0, le=1, description="Share of the probability that is drawn from.")] = DEFAULTS["top_p"]
-    seed: Annotated[int, Field(ge=0, lt=2**63, description="The same seed gives the same text.")] = int(DEFAULTS["seed"])
-
-
-class GenerateAnswer(BaseModel):
-    """What `POST /generate` gives."""
-
-    generated_text: Annotated[str, Field(description="What follows the prompt, without it.")]
-    model_version: Annotated[int, Field(description="Version of the registered model.")]
+router = APIRouter()
 
 
 def make_app() -> FastAPI:
-    """The application, whose `state.champion` must be set before a request comes."""
+    """The application, whose `state.desk` must be set before a request comes."""
     app = FastAPI(title="Prosemill", openapi_url="/openapi.json", docs_url=None, redoc_url=None)  # its pages load foreign scripts
     app.add_exception_handler(RequestValidationError, _say_what_is_wrong)
     app.add_exception_handler(HTTPException, _say_no)
-    app.post("/generate")(generate)
+    app.add_exception_handler(TooLongError, _say_too_much)
+    app.add_exception_handler(BusyError, _say_when)
+    app.add_exception_handler(EngineError, _say_broken)
+    app.add_exception_handler(GoneError, _say_nothing)
+    app.include_router(router)
+    app.include_router(completions.router)
     return app
 
 
+@router.post("/generate")
 async def generate(request: Request, wanted: GenerateRequest) -> GenerateAnswer:
     """Continue a prompt."""
-    champion: Champion = request.app.state.champion
-    settings = wanted.model_dump(exclude={"prompt"})
+    desk: Desk = request.app.state.desk
+    champion = desk.champion
+    tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
+    with desk.enter(tokens, [wanted.settings(len(tokens))], deadline=wanted.timeout) as (stream,):
+        text = await read_all(request, stream)
+    return GenerateAnswer(generated_text=text, **Ending.of(name_answer(champion.version), champion.version, stream))
+
+
+@router.post("/generate/stream", response_class=EventStream, response_model=None)
+async def generate_stream(request: Request, wanted: GenerateRequest) -> Response:
+    """Continue a prompt, as events: `text` with each piece, and at last `end`."""
+    desk: Desk = request.app.state.desk
+    champion = desk.champion
+    tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
+    with ExitStack() as stack:
+        (stream,) = stack.enter_context(desk.enter(tokens, [wanted.settings(len(tokens))], deadline=wanted.timeout))
+        return EventStream(_events(stream, champion.version), stack.pop_all().close)
+
+
+async def _events(stream: Stream, version: int) -> AsyncIterator[str]:
     try:
-        text = await run_in_threadpool(champion.generate, wanted.prompt, **settings)
-    except ValueError as error:
-        raise HTTPException(400, str(error)) from None
-    return GenerateAnswer(generated_text=text, model_version=champion.version)
+        async for piece in stream:
+            yield event({"text": piece}, "text")
+    except EngineError as error:
+        yield event(error_body(500, str(error)), "error")
+    else:
+        yield event(Ending(**Ending.of(name_answer(version), version, stream)), "end")
 
 
 async def _say_what_is_wrong(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = ".".join(str(part) for part in first["loc"][1:])
-    return refusal(400, f"{param or 'body'}: {first['msg']}", param or None)
+    return refusal(400, f"{param or 'body'}: {first['msg'].removeprefix('Value error, ')}", param or None)
 
 
 async def _say_no(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     return refusal(error.status_code, str(error.detail))
+
+
+async def _say_too_much(_: Request, error: Exception) -> JSONResponse:
+    return refusal(400, str(error))
+
+
+async def _say_when(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, BusyError)
+    answer = refusal(429, str(error))
+    answer.headers["Retry-After"] = str(error.seconds)
+    return answer
+
+
+async def _say_broken(_: Request, error: Exception) -> JSONResponse:
+    return refusal(500, str(error))
+
+
+async def _say_nothing(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)

@@ -1,18 +1,20 @@
 """The registry's champion, loaded to be served.
 
-champion = load_champion()
-champion.generate("The history of", max_new_tokens=20, temperature=0.8, top_p=0.9, seed=0)
+with load_champion(settings) as champion:
+    champion.writer.answer("The history of", Settings(max_new_tokens=20))
 """
 
-import threading
-from dataclasses import dataclass, field
-
-import pandas as pd
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from prosemill.errors import ProsemillError
-from prosemill.packaged import PackagedModel
+from prosemill.generation.kernels import Precision
+from prosemill.generation.writer import Writer, choose_precision
+from prosemill.registry.kept import read_kept
 from prosemill.registry.lineage import model_folder
 from prosemill.registry.store import CHAMPION, MODEL_NAME, Registry, Version
+from prosemill.serving.settings import ServiceSettings
 
 
 @dataclass(frozen=True)
@@ -20,18 +22,9 @@ class Champion:
     """A loaded version."""
 
     version: int
-    _model: PackagedModel
-    _turn: threading.Lock = field(default_factory=threading.Lock)
-
-    def generate(self, prompt: str, **settings: float) -> str:
-        """Continue a prompt; settings are those of `prosemill.packaged.DEFAULTS`. Requests take turns.
-
-        Raises:
-            ValueError: prompt and new tokens are more than the model sees.
-        """
-        with self._turn:
-            answer = self._model.predict(None, pd.DataFrame({"prompt": [prompt]}), settings)
-        return str(answer["generated_text"][0])
+    precision: Precision
+    """In which its weights are held."""
+    writer: Writer
 
 
 def find_champion() -> tuple[Registry, Version]:
@@ -50,14 +43,19 @@ def check_champion() -> None:
         pass
 
 
-def load_champion() -> Champion:
-    """Load the champion's weights. Nothing of the package is run, and nothing read before its digest is verified.
+@contextmanager
+def load_champion(settings: ServiceSettings) -> Iterator[Champion]:
+    """Load the champion's weights and write a few tokens. Nothing of the package is run, and nothing read before its digest is verified.
 
     Raises:
         ProsemillError: there is none, or its package is not as it was registered.
     """
     registry, version = find_champion()
-    model = PackagedModel()
-    with registry.whole_package(version) as folder:
-        model.open(model_folder(folder))
-    return Champion(version.number, model)
+    precision = settings.precision
+    if precision == "auto":
+        precision = choose_precision(read_kept(registry, version).evaluation.costs)
+    with ExitStack() as stack:
+        with registry.whole_package(version) as folder:
+            writer = stack.enter_context(Writer.open(model_folder(folder), precision=precision, num_rows=settings.num_rows))
+        writer.warm_up()
+        yield Champion(version.number, precision, writer)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def test_the_commands_of_the_readme_work(clone: Clone) -> None:
     given = commands()
     assert {"make run", "dvc repro", "prosemill params train"} <= set(given)
     for command in given:
-        output = clone.run(*DRY.get(command, tuple(command.split())))
+        output = clone.run(*DRY.get(command, tuple(shlex.split(command))))
         assert "Traceback" not in output, output
     clone.run("git", "checkout", "--quiet", ".")
     clone.compose()

@@ -1,40 +1,141 @@
-"""The routes, asked over HTTP's own types, with a tiny model behind them."""
+"""The routes, asked over real HTTP, with a tiny model behind them."""
 
 import json
-from collections.abc import Iterator
+import random
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import openai
 import pytest
-from starlette.testclient import TestClient
+import requests
 
-from prosemill.packaged import PackagedModel
-from prosemill.serving.app import make_app
-from prosemill.serving.champion import Champion
+from prosemill.families import families, family_of
+from prosemill.pretrained import added_text, load_model, load_tokenizer
+from prosemill.registry.answers import version_of
+from tests.models import write_model
+from tests.serving.conftest import VERSION, Served, serving, wait_until
+
+PROMPT = "The history of"
+GREEDY: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 12, "temperature": 0}
+LONG: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 200, "temperature": 2.0, "top_p": 1.0}  # the model ends its text sometimes
+
+
+def ask(served: Served, body: Any, path: str = "/generate") -> requests.Response:
+    return requests.post(f"{served.url}{path}", json=body, timeout=60)
+
+
+def events(answer: requests.Response) -> list[tuple[str, Any]]:
+    """Names and data of server-sent events."""
+    found = re.findall(r"(?:event: (\w+)\n)?data: (.*)\n\n", answer.content.decode())
+    return [(name, data if data == "[DONE]" else json.loads(data)) for name, data in found]
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: Path) -> PackagedModel:
-    model = PackagedModel()
-    model.open(tiny_model)
-    return model
+def client(served: Served) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
 
 
-@pytest.fixture(scope="module")
-def client(model: PackagedModel) -> Iterator[TestClient]:
-    app = make_app()
-    app.state.champion = Champion(7, model)
-    with TestClient(app) as client:
-        yield client
+@pytest.fixture(scope="module", params=sorted(families()))
+def of_family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[tuple[Served, Path]]:
+    """A service of each family, and its model's folder."""
+    folder = tmp_path_factory.mktemp(request.param)
+    write_model(folder, request.param, tiny_model, context_size=64)
+    with serving(folder) as served:
+        yield served, folder
 
 
-def test_an_answer_is_the_packages_and_names_its_version(client: TestClient, model: PackagedModel) -> None:
-    settings: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.7, "top_p": 0.8, "seed": 3}
-    answer = client.post("/generate", json={"prompt": "The history of"} | settings)
-    assert answer.status_code == 200
-    expected = model.predict(None, pd.DataFrame({"prompt": ["The history of"]}), settings)["generated_text"][0]
-    assert answer.json() == {"generated_text": expected, "model_version": 7}
+def test_greedy_text_is_what_transformers_generates(of_family: tuple[Served, Path]) -> None:
+    served, folder = of_family
+    tokenizer, model, family = load_tokenizer(folder), load_model(folder), family_of(folder)
+    prompt = tokenizer.encode(PROMPT, add_special_tokens=False)
+    batch = family.prompt([prompt], 0)
+    output = model.generate(**batch, max_new_tokens=12, do_sample=False, pad_token_id=0)[0].tolist()  # type: ignore[operator]
+    new = output[family.num_given(batch) :]
+    answer = ask(served, GREEDY).json()
+    assert answer["generated_text"] == added_text(tokenizer, prompt, [token for token in new if token])
+    assert answer["usage"] == {
+        "prompt_tokens": batch["input_ids"].shape[1],
+        "completion_tokens": len(new),
+        "total_tokens": batch["input_ids"].shape[1] + len(new),
+    }
+
+
+def test_an_answer_says_where_it_is_from_and_what_it_took(served: Served) -> None:
+    answer = ask(served, LONG | {"seed": 3}).json()
+    assert set(answer) == {"id", "generated_text", "finish_reason", "model_version", "usage", "timings"}
+    assert version_of(answer["id"]) == answer["model_version"] == VERSION
+    assert answer["finish_reason"] in ("stop", "length")
+    timings = answer["timings"]
+    assert 0 <= timings["queue_seconds"] <= timings["first_token_seconds"] <= timings["seconds"]
+    again = ask(served, LONG | {"seed": 3}).json()
+    assert (again["generated_text"], again["usage"]) == (answer["generated_text"], answer["usage"])
+    assert again["id"] != answer["id"]
+    assert ask(served, LONG | {"seed": 4}).json()["generated_text"] != answer["generated_text"]
+
+
+def test_max_length_counts_the_prompt_too(served: Served) -> None:
+    given = ask(served, GREEDY).json()["usage"]["prompt_tokens"]
+    usage = ask(served, {"prompt": PROMPT, "max_length": given + 5, "temperature": 0}).json()["usage"]
+    assert usage["total_tokens"] == given + 5
+    assert ask(served, {"prompt": PROMPT, "temperature": 0}).json()["usage"]["total_tokens"] == 100
+
+
+def test_what_is_streamed_is_what_is_answered_at_once(served: Served) -> None:
+    whole = ask(served, LONG | {"seed": 3}).json()
+    answer = ask(served, LONG | {"seed": 3}, "/generate/stream")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *texts, (last, end) = events(answer)
+    assert {name for name, _ in texts} == {"text"}
+    assert len(texts) > 10
+    assert "".join(data["text"] for _, data in texts) == whole["generated_text"]
+    assert last == "end"
+    assert (end["usage"], end["finish_reason"]) == (whole["usage"], whole["finish_reason"])
+
+
+def test_a_stop_text_ends_the_answer_and_is_no_part_of_it(served: Served) -> None:
+    whole = ask(served, GREEDY).json()["generated_text"]
+    stop = whole[4:6]
+    answer = ask(served, GREEDY | {"stop": [stop]}).json()
+    assert answer["generated_text"] == whole[: whole.index(stop)]
+    assert answer["finish_reason"] == "stop"
+
+
+def test_openais_client_gets_texts_and_their_usage(served: Served, client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["prosemill"]
+    answer = client.completions.create(model="prosemill", prompt=PROMPT, max_tokens=12, temperature=0, n=2)
+    expected = ask(served, GREEDY).json()
+    assert [choice.text for choice in answer.choices] == [expected["generated_text"]] * 2
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    assert answer.choices[0].finish_reason == expected["finish_reason"]
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 2 * expected["usage"]["completion_tokens"]
+    assert version_of(answer.id) == VERSION
+
+
+def test_openais_client_streams(client: openai.OpenAI) -> None:
+    wanted: dict[str, Any] = {"model": "prosemill", "prompt": PROMPT, "max_tokens": 30, "temperature": 1.5, "seed": 5, "n": 2}
+    whole = client.completions.create(**wanted)
+    texts, reasons, usage = {0: "", 1: ""}, dict[int, str](), None
+    for chunk in client.completions.create(**wanted, stream=True, stream_options={"include_usage": True}):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+            reasons |= {choice.index: choice.finish_reason} if choice.finish_reason else {}
+        usage = chunk.usage
+    assert texts == {choice.index: choice.text for choice in whole.choices}
+    assert reasons == {choice.index: choice.finish_reason for choice in whole.choices}
+    assert usage == whole.usage
+
+
+def test_openais_client_understands_a_refusal(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt-4': the one that is served is 'prosemill'"):
+        client.completions.create(model="gpt-4", prompt=PROMPT)
+    with pytest.raises(openai.BadRequestError, match=r"the model sees 256 at most"):
+        client.completions.create(model="prosemill", prompt=PROMPT, max_tokens=1000)
 
 
 @pytest.mark.parametrize(
@@ -43,19 +144,27 @@ def test_an_answer_is_the_packages_and_names_its_version(client: TestClient, mod
         ({"prompt": ""}, "prompt", "at least 1 character"),
         ({}, "prompt", "required"),
         ({"prompt": 3}, "prompt", "valid string"),
+        ({"prompt": "a\0b"}, "prompt", "null character"),
+        ({"prompt": "a\ud800b"}, "prompt", "unicode"),
         ({"prompt": "a", "max_lenght": 3}, "max_lenght", "not permitted"),
         ({"prompt": "a", "max_new_tokens": -1}, "max_new_tokens", "greater than or equal to 1"),
         ({"prompt": "a", "max_new_tokens": "3"}, "max_new_tokens", "valid integer"),
+        ({"prompt": "a", "max_new_tokens": 3, "max_length": 10}, None, "not both"),
         ({"prompt": "a", "temperature": float("nan")}, "temperature", "finite"),
         ({"prompt": "a", "top_p": 0}, "top_p", "greater than 0"),
+        ({"prompt": "a", "top_k": -1}, "top_k", "greater than or equal to 0"),
+        ({"prompt": "a", "stop": [""]}, "stop.0", "at least 1 character"),
+        ({"prompt": "a", "stop": "a"}, "stop", "valid list"),
         ({"prompt": "a", "seed": 2**70}, "seed", "less than"),
-        ({"prompt": "a", "max_new_tokens": 300}, None, "the model sees 256 at most"),
+        ({"prompt": "a", "max_new_tokens": 300}, None, "prompt and max_new_tokens are 302 tokens, and the model sees 256 at most"),
+        ({"prompt": "word " * 60}, None, "tokens, and max_length is 100: raise it, or give max_new_tokens"),
         ([], None, "body: "),
     ],
     ids=str,
 )
-def test_a_mistake_is_one_line_that_names_the_field(client: TestClient, body: Any, param: str | None, words: str) -> None:
-    answer = client.post("/generate", content=json.dumps(body), headers={"Content-Type": "application/json"})
+@pytest.mark.parametrize("path", ["/generate", "/generate/stream"])
+def test_a_mistake_is_one_line_that_names_the_field(served: Served, path: str, body: Any, param: str | None, words: str) -> None:
+    answer = requests.post(f"{served.url}{path}", data=json.dumps(body), headers={"Content-Type": "application/json"}, timeout=60)
     error = answer.json()["error"]
     assert answer.status_code == 400, answer.text
     assert (error["param"], error["type"]) == (param, "invalid_request_error")
@@ -64,13 +173,95 @@ def test_a_mistake_is_one_line_that_names_the_field(client: TestClient, body: An
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"prompt": "\xff"}', b'{"prompt": "a\x00"}'], ids=repr)
-def test_what_is_no_json_is_refused(client: TestClient, content: bytes) -> None:
-    answer = client.post("/generate", content=content, headers={"Content-Type": "application/json"})
+def test_what_is_no_json_is_refused(served: Served, content: bytes) -> None:
+    answer = requests.post(f"{served.url}/generate", data=content, headers={"Content-Type": "application/json"}, timeout=60)
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_another_path_or_method_has_the_same_shape(client: TestClient) -> None:
-    for answer in (client.get("/nowhere"), client.get("/generate")):
+def test_another_path_or_method_has_the_same_shape(served: Served) -> None:
+    for answer in (requests.get(f"{served.url}/nowhere", timeout=60), requests.get(f"{served.url}/generate", timeout=60)):
         assert answer.status_code in (404, 405)
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def leave(served: Served, path: str, body: dict[str, Any], stays: Callable[[], object]) -> None:
+    """Send a request, and hang up after a while without reading an answer."""
+    host, port = served.url.removeprefix("http://").split(":")
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + content)
+        stays()
+
+
+def is_empty(served: Served) -> bool:
+    return served.desk.admission.num_requests == served.desk.champion.writer.engine.num_running == 0
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate/stream", "/v1/completions"])
+def test_a_client_that_goes_frees_its_row_and_its_place(served: Served, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = served.desk.champion.writer.engine
+    step = engine._decoder.step
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(0.02)
+        return step(*given)
+
+    monkeypatch.setattr(engine._decoder, "step", slowly)
+    before = engine.num_steps
+    body: dict[str, Any] = {"prompt": PROMPT, "temperature": 0}
+    body |= {"model": "prosemill", "max_tokens": 200} if path.startswith("/v1") else {"max_new_tokens": 200}
+    leave(served, path, body, lambda: wait_until(lambda: engine.num_running == 1, "it is not written"))
+    wait_until(lambda: is_empty(served), "its row or its place is held")
+    assert engine.num_steps - before < 100
+    assert served.desk.admission.num_tokens == 0
+
+
+def test_a_thousand_clients_that_leave_at_random_leave_nothing_behind(served: Served) -> None:
+    expected = ask(served, LONG | {"seed": 9}).json()["generated_text"]
+    draws = random.Random(0)  # noqa: S311 - moments, no secrets
+    moments = [draws.expovariate(1 / 0.03) for _ in range(1000)]
+
+    def visit(number: int) -> None:
+        path = ("/generate", "/generate/stream")[number % 2]
+        leave(served, path, LONG | {"seed": number, "stop": ["zz"][: number % 2]}, lambda: time.sleep(moments[number]))
+
+    with ThreadPoolExecutor(40) as pool:
+        list(pool.map(visit, range(1000)))
+    wait_until(lambda: is_empty(served), "a row or a place is held")
+    assert served.desk.admission.num_tokens == 0
+    assert ask(served, LONG | {"seed": 9}).json()["generated_text"] == expected
+
+
+def test_more_than_there_is_room_for_is_told_when_to_come_back(serve: Callable[..., Served]) -> None:
+    served = serve(max_requests=2)
+    waiting = [requests.post(f"{served.url}/generate/stream", json=LONG | {"seed": seed}, stream=True, timeout=60) for seed in (1, 2)]
+    answer = ask(served, GREEDY)
+    assert answer.status_code == 429
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert answer.json()["error"]["type"] == "rate_limit_error"
+    for each in waiting:
+        assert events(each)[-1][0] == "end", "those that are in are served"
+    wait_until(lambda: served.desk.admission.num_requests == 0, "a place is held")
+    assert ask(served, GREEDY).status_code == 200
+
+
+def test_tokens_are_counted_too_and_a_large_request_comes_in_alone(serve: Callable[..., Served]) -> None:
+    served = serve(max_tokens=100)
+    assert ask(served, GREEDY | {"max_new_tokens": 150}).status_code == 200
+    waiting = requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=60)
+    assert ask(served, GREEDY).status_code == 429
+    waiting.close()
+
+
+def test_at_its_deadline_an_answer_ends_with_what_it_has(serve: Callable[..., Served]) -> None:
+    served = serve(deadline=0.1)
+    answers = [ask(served, LONG | {"seed": seed}) for seed in range(8)]
+    assert {answer.status_code for answer in answers} == {200}
+    late = [answer.json() for answer in answers if answer.json()["finish_reason"] == "deadline"]
+    assert late
+    for answer in late:
+        assert answer["usage"]["completion_tokens"] < 200
+        assert answer["timings"]["seconds"] < 5
+    assert ask(served, LONG | {"timeout": 1e-6}).json()["finish_reason"] == "deadline"

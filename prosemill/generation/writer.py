@@ -1,0 +1,97 @@
+"""A model folder that writes: text goes in, text comes out, many requests at once.
+
+with Writer.open(Path("models/trained"), precision="int8") as writer:
+    answer = writer.answer("The history of", Settings(max_new_tokens=20))
+    for piece in answer:
+        print(piece, end="")
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from prosemill.families import family_of
+from prosemill.generation.decoder import Decoder
+from prosemill.generation.engine import NUM_SPARE, Answer, Engine
+from prosemill.generation.kernels import Precision
+from prosemill.generation.sampling import Settings
+from prosemill.precision import choose_arithmetic
+from prosemill.pretrained import end_of_text_id, load_model, load_tokenizer, stop_tokens
+
+NUM_ROWS = 32
+"""Texts that are written at once, unless another number is asked for."""
+GREATEST_COST = 0.005
+"""Share of bits per byte that `choose_precision` may spend."""
+FASTEST_FIRST: tuple[Precision, ...] = ("int4", "int8", "bf16")
+WARM_UP = Settings(max_new_tokens=4, temperature=1.0)
+
+
+def choose_precision(costs: Mapping[str, float]) -> Precision:
+    """The fastest precision that costs no more than `GREATEST_COST`.
+
+    Args:
+        costs: What each adds to bits per byte, as a share of what fp32 gets. Where nothing was measured, it is bf16 if the processor
+            multiplies such numbers, and else fp32.
+    """
+    if not costs:
+        return "bf16" if _multiplies_bf16() else "fp32"
+    return next((precision for precision in FASTEST_FIRST if costs.get(precision, 1.0) <= GREATEST_COST), "fp32")
+
+
+class Writer:
+    """An engine, and what makes its model's tokens of a prompt. `open` makes one."""
+
+    def __init__(self, engine: Engine, read: Callable[[str], list[int]], context: int | None) -> None:
+        self.engine = engine
+        self.read = read
+        """The tokens that stand for a prompt, with those that the model wants around it."""
+        self.context = context
+        """Tokens that the model sees at most; None where its architecture sets no bound."""
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, *, precision: Precision, num_rows: int = NUM_ROWS) -> Iterator["Writer"]:
+        """Load a model folder's weights; nothing else of it is run.
+
+        Args:
+            folder: What `train` wrote, or any model of a supported family.
+            precision: In which the weights are held.
+            num_rows: Texts that are written at once.
+
+        Raises:
+            ProsemillError: the folder is broken, or of a family that is not supported.
+        """
+        transformers_logging.disable_progress_bar()
+        family, tokenizer = family_of(folder), load_tokenizer(folder)
+        end = end_of_text_id(tokenizer)
+        model = load_model(folder)
+        reading: Precision = "bf16" if precision != "fp32" and _multiplies_bf16() else precision
+        decoder = Decoder(family.layout(model), precision=precision, num_rows=num_rows + NUM_SPARE, reading=reading)
+        context = family.context_size(model.config.to_dict())
+
+        def read(prompt: str) -> list[int]:
+            ids: list[int] = family.prompt([tokenizer.encode(prompt, add_special_tokens=False)], end)["input_ids"][0].tolist()
+            return ids
+
+        with Engine(decoder, tokenizer, stops=stop_tokens(tokenizer, end), context=context) as engine:
+            yield cls(engine, read, context)
+
+    def answer(self, prompt: str, settings: Settings) -> Answer:
+        """Continue a prompt, for one thread that waits. Raises `ValueError` as `Engine.submit` does."""
+        return self.engine.answer(self.read(prompt), settings)
+
+    def warm_up(self, prompt: str = "The") -> None:
+        """Write a few tokens, so that the first request need not wait for what a first time takes."""
+        answer = self.answer(prompt, WARM_UP)
+        for _ in answer:
+            pass
+        assert answer.end is not None
+        if answer.end.reason == "failed":
+            raise RuntimeError(answer.end.error)
+
+
+def _multiplies_bf16() -> bool:
+    return choose_arithmetic("auto", torch.device("cpu")) == "bf16"

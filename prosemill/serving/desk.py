@@ -1,0 +1,87 @@
+"""Where requests to the champion come in: admitted, held to their deadline, and dropped when their client goes.
+
+with desk.enter(tokens, [settings], deadline=None) as (stream,):
+    text = await read_all(request, stream)
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from fastapi import Request
+
+from prosemill.generation.sampling import Settings
+from prosemill.serving.admission import Admission
+from prosemill.serving.champion import Champion
+from prosemill.serving.errors import TooLongError
+from prosemill.serving.settings import ServiceSettings
+from prosemill.serving.stream import Stream
+
+MOST_TOKENS = 4096
+"""Of a prompt, where the model sets no bound: an encoder reads it in one go, and all others wait meanwhile."""
+
+
+class GoneError(Exception):
+    """The client has gone; nobody waits for an answer."""
+
+
+class Desk:
+    """The champion, and who is being served."""
+
+    def __init__(self, champion: Champion, settings: ServiceSettings) -> None:
+        self.champion, self.deadline = champion, settings.deadline
+        self.admission = Admission(max_requests=settings.max_requests, max_tokens=settings.max_tokens)
+
+    @contextmanager
+    def enter(self, tokens: Sequence[int], settings: Sequence[Settings], *, deadline: float | None) -> Iterator[list[Stream]]:
+        """Have a prompt continued once for each of the settings; what is not done when the block ends is dropped.
+
+        Args:
+            tokens: The prompt's.
+            settings: Of each answer.
+            deadline: Seconds, if they shall be fewer than the service's own.
+
+        Raises:
+            BusyError: there is no room.
+            TooLongError: the prompt is too long, or its answer would be.
+            EngineError: the engine has ended.
+        """
+        writer = self.champion.writer
+        if writer.context is None and len(tokens) > MOST_TOKENS:
+            raise TooLongError(f"the prompt has {len(tokens)} tokens, and {MOST_TOKENS} are read at most")
+        seconds = min(deadline or self.deadline, self.deadline)
+        num_tokens = sum(len(tokens) + each.max_new_tokens for each in settings)
+        with ExitStack() as stack:
+            stack.enter_context(self.admission.admit(num_tokens, len(settings)))
+            streams = []
+            for each in settings:
+                streams.append(Stream(writer.engine, tokens, each, deadline=seconds))
+                stack.callback(streams[-1].cancel)
+            yield streams
+
+
+async def read_all(request: Request, stream: Stream) -> str:
+    """All of a stream's text.
+
+    Raises:
+        GoneError: the client went before.
+        EngineError: the engine could not write.
+    """
+    reading, leaving = asyncio.ensure_future(_joined(stream)), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({reading, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            raise GoneError
+        return reading.result()
+    finally:
+        reading.cancel()
+        leaving.cancel()
+
+
+async def _joined(stream: Stream) -> str:
+    return "".join([piece async for piece in stream])
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,153 @@
+"""What the routes take and give."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from prosemill.generation.sampling import Settings
+from prosemill.serving.errors import TooLongError
+from prosemill.serving.stream import Finish, Stream
+
+DEFAULT = Settings()
+DEFAULT_LENGTH = 100
+MOST_ANSWERS = 16
+MOST_STOPS = 16
+
+
+def _without_nulls(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("holds a null character: remove it")
+    return text
+
+
+Prompt = Annotated[str, Field(min_length=1), AfterValidator(_without_nulls)]
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+Tokens = Annotated[int, Field(ge=1, le=100_000)]
+Temperature = Annotated[float, Field(ge=0, le=100)]
+TopK = Annotated[int, Field(ge=0, le=1_000_000)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Penalty = Annotated[float, Field(gt=0, le=100)]
+Seed = Annotated[int, Field(ge=0, lt=2**63 - MOST_ANSWERS)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Taken(BaseModel):
+    """Fields are as they are named and typed, and there are no others."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class GenerateRequest(Taken):
+    """What `POST /generate` and its stream take."""
+
+    prompt: Annotated[Prompt, Field(description="The beginning of a document.")]
+    max_length: Annotated[Tokens | None, Field(description=f"Tokens of prompt and answer; {DEFAULT_LENGTH} if neither is given.")] = None
+    max_new_tokens: Annotated[Tokens | None, Field(description="Tokens of the answer.")] = None
+    temperature: Annotated[Temperature, Field(description="0 always takes the likeliest token.")] = DEFAULT.temperature
+    top_k: Annotated[TopK, Field(description="Likeliest tokens that are drawn from; 0 for all.")] = DEFAULT.top_k
+    top_p: Annotated[TopP, Field(description="Share of the probability that is drawn from.")] = DEFAULT.top_p
+    repetition_penalty: Annotated[Penalty, Field(description="Above 1, what stands there already is less likely to come again.")] = 1.0
+    stop: Annotated[list[Stop], Field(max_length=MOST_STOPS, description="Texts that end the answer, and are not part of it.")] = []
+    seed: Annotated[Seed, Field(description="The same seed gives the same text.")] = DEFAULT.seed
+    timeout: Annotated[Seconds | None, Field(description="Seconds after which the answer ends with what it has.")] = None
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> Self:
+        if self.max_length is not None and self.max_new_tokens is not None:
+            raise ValueError("give max_length or max_new_tokens, not both")
+        return self
+
+    def settings(self, num_prompt_tokens: int) -> Settings:
+        """For the engine. Raises `TooLongError` if the prompt leaves nothing of `max_length`."""
+        length = self.max_length or DEFAULT_LENGTH
+        num_new = self.max_new_tokens or length - num_prompt_tokens
+        if num_new < 1:
+            raise TooLongError(f"the prompt has {num_prompt_tokens} tokens, and max_length is {length}: raise it, or give max_new_tokens")
+        return Settings(
+            max_new_tokens=num_new,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+            stop=tuple(self.stop),
+            seed=self.seed,
+        )
+
+
+class CompletionRequest(Taken):
+    """What `POST /v1/completions` takes of what OpenAI's does, and `top_k` and `repetition_penalty` besides."""
+
+    model: str
+    prompt: Prompt
+    max_tokens: Tokens = 16
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
+    top_k: TopK = 0
+    repetition_penalty: Penalty = 1.0
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] = 1
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    seed: Annotated[Seed | None, Field(description="A random one if none is given.")] = None
+    stream: bool = False
+    stream_options: dict[Literal["include_usage"], bool] | None = None
+    user: str | None = None
+
+    def settings(self, seed: int) -> list[Settings]:
+        """For the engine, of each of the answers."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [
+            Settings(
+                max_new_tokens=self.max_tokens,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                repetition_penalty=self.repetition_penalty,
+                stop=tuple(stop),
+                seed=seed + number,
+            )
+            for number in range(self.n)
+        ]
+
+
+class Usage(BaseModel):
+    """Tokens that a request took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, *streams: Stream) -> "Usage":
+        """Of one prompt's answers."""
+        num_prompt, num_new = streams[0].end.num_prompt_tokens, sum(stream.end.num_new_tokens for stream in streams)
+        return cls(prompt_tokens=num_prompt, completion_tokens=num_new, total_tokens=num_prompt + num_new)
+
+
+class Timings(BaseModel):
+    """Seconds from the request's arrival at the engine."""
+
+    queue_seconds: float
+    first_token_seconds: float | None
+    seconds: float
+
+
+class Ending(BaseModel):
+    """What is known when an answer has ended."""
+
+    id: Annotated[str, Field(description="`prosemill lineage ID` leads from it to the version, its commit and its data.")]
+    finish_reason: Finish
+    model_version: int
+    usage: Usage
+    timings: Timings
+
+    @classmethod
+    def of(cls, name: str, version: int, stream: Stream) -> dict[str, Any]:
+        """The fields of a stream that was read to its end."""
+        end = stream.end
+        timings = Timings(queue_seconds=end.queue_seconds, first_token_seconds=end.first_token_seconds, seconds=end.seconds)
+        return {"id": name, "finish_reason": stream.finish, "model_version": version, "usage": Usage.of(stream), "timings": timings}
+
+
+class GenerateAnswer(Ending):
+    """What `POST /generate` gives."""
+
+    generated_text: Annotated[str, Field(description="What follows the prompt, without it.")]

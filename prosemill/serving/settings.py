@@ -1,0 +1,43 @@
+"""How the service is set up: by environment variables, which a container takes as well as a shell.
+
+PROSEMILL_PRECISION=int8 PROSEMILL_DEADLINE=30 bentoml serve
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from prosemill.errors import ProsemillError
+from prosemill.generation.kernels import Precision
+
+PREFIX = "PROSEMILL_"
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class ServiceSettings(BaseSettings):
+    """Each field is read from the variable of its name in capitals behind `PROSEMILL_`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
+
+    precision: Precision | Literal["auto"] = "auto"
+    """In which weights are held; auto takes the fastest that costs at most 0.5 % of bits per byte, by the version's own evaluation."""
+    num_rows: Annotated[int, Field(ge=1, le=256)] = 32
+    """Texts that are written at once."""
+    max_requests: Count = 128
+    """Requests that are written or wait; a further one is answered with 429."""
+    max_tokens: Count = 65_536
+    """Prompt and new tokens of all these together; beyond it too a request is answered with 429."""
+    deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 120.0
+    """Seconds after which a request ends with what it has."""
+
+    @classmethod
+    def read(cls) -> "ServiceSettings":
+        """Read the environment. Raises `ProsemillError` if a variable makes no sense."""
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = PREFIX + "_".join(str(part) for part in first["loc"][:1]).upper()
+            raise ProsemillError(f"{name}={first['input']}: {first['msg']}") from None

@@ -1,0 +1,75 @@
+"""A request to the engine, as the event loop sees it.
+
+stream = Stream(engine, tokens, settings, deadline=30.0)
+async for piece in stream:
+    ...
+stream.end.reason
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal
+
+from prosemill.generation.engine import End, Engine, Event
+from prosemill.generation.sampling import Settings
+from prosemill.serving.errors import EngineError, TooLongError
+
+Finish = Literal["stop", "length", "deadline"]
+
+
+class Stream:
+    """A request that ends with its reader: whoever stops reading calls `cancel`. To be made and read in an event loop."""
+
+    def __init__(self, engine: Engine, tokens: Sequence[int], settings: Settings, *, deadline: float) -> None:
+        """Have a prompt continued, for `deadline` seconds at most. Raises `TooLongError`, or `EngineError` if the engine has ended."""
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._latest = self._loop.time() + deadline
+        self._is_late = False
+        self._end: End | None = None
+        try:
+            self._request = engine.submit(tokens, settings, self._deliver)
+        except ValueError as error:
+            raise TooLongError(str(error)) from None
+        except RuntimeError as error:
+            raise EngineError(f"the model cannot answer: {error}") from None
+
+    def _deliver(self, event: Event) -> None:
+        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    @property
+    def end(self) -> End:
+        """How it ended, once all is read."""
+        assert self._end is not None
+        return self._end
+
+    @property
+    def finish(self) -> Finish:
+        """Why it ended, for clients."""
+        return "deadline" if self._is_late else "length" if self.end.reason == "length" else "stop"
+
+    def cancel(self) -> None:
+        """Have it end at the next token."""
+        self._request.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """Its text as it comes. Raises `EngineError` if it failed."""
+        while self._end is None:
+            event = await self._next()
+            if isinstance(event, End):
+                self._end = event
+            else:
+                yield event
+        if self._end.reason == "failed" or (self._end.reason == "cancelled" and not self._is_late):
+            raise EngineError(f"the model could not answer: {self._end.error or 'the engine has ended'}")
+
+    async def _next(self) -> Event:
+        """The next event; after the deadline the engine is told to end, and what it has sent by then still comes."""
+        if not self._is_late:
+            try:
+                async with asyncio.timeout_at(self._latest):
+                    return await self._events.get()
+            except TimeoutError:
+                self._is_late = True
+                self.cancel()
+        return await self._events.get()

@@ -1,0 +1,71 @@
+"""A service of a tiny model on a real port, without BentoML around it."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from prosemill.generation.writer import Writer
+from prosemill.serving.app import make_app
+from prosemill.serving.champion import Champion
+from prosemill.serving.desk import Desk
+from prosemill.serving.guard import Guard
+from prosemill.serving.settings import ServiceSettings
+
+NUM_ROWS = 4
+VERSION = 7
+
+
+@dataclass(frozen=True)
+class Served:
+    """A service that answers."""
+
+    url: str
+    desk: Desk
+
+
+@contextmanager
+def serving(folder: Path, **settings: float) -> Iterator[Served]:
+    """A model folder's service, until the block ends."""
+    chosen = ServiceSettings(num_rows=NUM_ROWS, **settings)  # type: ignore[arg-type]
+    with Writer.open(folder, precision="fp32", num_rows=chosen.num_rows) as writer, socket.create_server(("127.0.0.1", 0)) as door:
+        app = make_app()
+        app.state.desk = Desk(Champion(VERSION, "fp32", writer), chosen)
+        server = uvicorn.Server(uvicorn.Config(Guard(app), log_level="warning"))
+        thread = threading.Thread(target=server.run, args=([door],))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield Served(f"http://127.0.0.1:{door.getsockname()[1]}", app.state.desk)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="session")
+def served(tiny_model: Path) -> Iterator[Served]:
+    """The tiny model's service, which all tests share."""
+    with serving(tiny_model) as one:
+        yield one
+
+
+@pytest.fixture
+def serve(tiny_model: Path) -> Iterator[Callable[..., Served]]:
+    """Makes a service of the tiny model with settings of its own."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(serving(tiny_model, **settings))
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    """Wait some seconds for what other threads do."""
+    latest = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < latest, what
+        time.sleep(0.01)

@@ -6,6 +6,7 @@ The routes are a FastAPI application (`app`). The guard in front of everything k
 read with this project's own code, after its digest is verified (`champion`). BentoML runs it: one worker, because each would load a model.
 """
 
+import os
 from contextlib import ExitStack
 from typing import Any
 
@@ -23,6 +24,7 @@ from prosemill.serving.app import make_app  # noqa: E402
 from prosemill.serving.champion import check_champion, load_champion  # noqa: E402
 from prosemill.serving.desk import Desk  # noqa: E402
 from prosemill.serving.guard import Guard, refuse_open_door, refuse_open_doors  # noqa: E402
+from prosemill.serving.keys import Keys  # noqa: E402
 from prosemill.serving.settings import ServiceSettings  # noqa: E402
 
 usage_stats.do_not_track.cache_clear()  # `bentoml serve` has read its switch before it found this
@@ -56,6 +58,7 @@ class Service:
         try:
             refuse_open_door((given and given.params.get("host")) or LOCAL)
             ServiceSettings.read()
+            Keys.read(os.environ)
             check_champion()
         except ProsemillError as error:
             raise BentoMLException(str(error)) from None

@@ -5,20 +5,26 @@
 A page in the user's browser can send requests to this machine's own addresses, from a foreign origin or under a name that its DNS points
 here. So a request must name this machine as its host, come from no page but the service's own, and bring JSON, which a page cannot send
 across origins without being asked first. A body is read up to `MAX_BODY` bytes, however long it says it is.
+
+Where there are keys (`keys`), every request but for health needs one, and then the service may be called by any name and listen anywhere.
 """
 
 import ipaddress
+import os
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 import psutil
 
 from prosemill.errors import ProsemillError
 from prosemill.serving.errors import refusal
+from prosemill.serving.keys import VARIABLE, Keys
 
 MAX_BODY = 1_000_000  # bytes
 LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?")
+HEALTH = frozenset({"/livez", "/readyz"})
+BEARER = re.compile(rb"bearer +(\S+)", re.IGNORECASE)
 WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 
 Message = MutableMapping[str, Any]
@@ -30,8 +36,9 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 class Guard:
     """An ASGI application in front of another."""
 
-    def __init__(self, app: Application) -> None:
-        self._app = app
+    def __init__(self, app: Application, keys: Keys | None = None) -> None:
+        """Guard an application, with the environment's keys if no others are given. Raises `ProsemillError` if these make no sense."""
+        self._app, self._keys = app, keys or Keys.read(os.environ)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with why not."""
@@ -39,7 +46,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif (fault := _fault(scope)) is not None:
+        elif (fault := self._fault(scope)) is not None:
             await refusal(*fault)(scope, receive, send)
         elif scope["method"] in WITHOUT_BODY:
             await self._app(scope, receive, send)
@@ -47,6 +54,28 @@ class Guard:
             await refusal(413, f"the body is longer than {MAX_BODY:,} bytes: send less")(scope, receive, send)
         else:
             await self._app(scope, _replay(body, receive), send)
+
+    def _fault(self, scope: Message) -> tuple[int, str] | None:
+        """Status and reason why a request may not come in; None if it may."""
+        headers: dict[str, list[bytes]] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name.decode("latin-1").lower(), []).append(value)
+        host = [value.decode("latin-1") for value in headers.get("host", [])]
+        if len(host) != 1 or (LOOPBACK.fullmatch(host[0]) is None and not self._keys.are_asked):
+            return 403, "the host must be 127.0.0.1 or localhost"
+        if any(origin.decode("latin-1") != f"{scope['scheme']}://{host[0]}" for origin in headers.get("origin", [])):
+            return 403, "requests of other origins are not answered"
+        if self._keys.are_asked and scope["path"] not in HEALTH and not self._is_allowed(headers.get("authorization", [])):
+            return 401, "a key is needed: send the header `Authorization: Bearer KEY`"
+        if scope["method"] not in WITHOUT_BODY:
+            kinds = [value.decode("latin-1").partition(";")[0].strip().lower() for value in headers.get("content-type", [])]
+            if kinds != ["application/json"]:
+                return 415, "the content type must be application/json"
+        return None
+
+    def _is_allowed(self, authorization: Sequence[bytes]) -> bool:
+        found = BEARER.fullmatch(authorization[0]) if len(authorization) == 1 else None
+        return found is not None and self._keys.hold(found[1])
 
 
 def refuse_open_doors() -> None:
@@ -57,35 +86,19 @@ def refuse_open_doors() -> None:
 
 
 def refuse_open_door(address: str) -> None:
-    """Refuse to serve anybody but this machine.
+    """Refuse to serve anybody but this machine, unless a key is asked for.
 
     Raises:
-        ProsemillError: other machines reach the address, or it is none.
+        ProsemillError: other machines reach the address and need no key, or it is none.
     """
     try:
         is_open = not ipaddress.ip_address(address).is_loopback
     except ValueError:
         raise ProsemillError(f"--host takes an IP address, not {address}: leave it at 127.0.0.1") from None
-    if is_open:
-        raise ProsemillError(f"the service asks for no key, so it must not listen on {address}: leave --host at 127.0.0.1")
-
-
-def _fault(scope: Message) -> tuple[int, str] | None:
-    """Status and reason why a request may not come in; None if it may."""
-    headers: dict[str, list[str]] = {}
-    for name, value in scope["headers"]:
-        headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-    host = headers.get("host", [""])
-    if len(host) != 1 or LOOPBACK.fullmatch(host[0]) is None:
-        return 403, "the host must be 127.0.0.1 or localhost"
-    origins = headers.get("origin", [])
-    if any(origin != f"{scope['scheme']}://{host[0]}" for origin in origins):
-        return 403, "requests of other origins are not answered"
-    if scope["method"] not in WITHOUT_BODY:
-        kinds = [value.partition(";")[0].strip().lower() for value in headers.get("content-type", [])]
-        if kinds != ["application/json"]:
-            return 415, "the content type must be application/json"
-    return None
+    if is_open and not Keys.read(os.environ).are_asked:
+        raise ProsemillError(
+            f"the service asks for no key, so it must not listen on {address}: leave --host at 127.0.0.1, or set {VARIABLE}"
+        )
 
 
 async def _read(receive: Receive) -> bytes | None:

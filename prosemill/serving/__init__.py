@@ -25,6 +25,7 @@ from prosemill.serving.champion import check_champion, load_champion  # noqa: E4
 from prosemill.serving.desk import Desk  # noqa: E402
 from prosemill.serving.guard import Guard, refuse_open_door, refuse_open_doors  # noqa: E402
 from prosemill.serving.keys import Keys  # noqa: E402
+from prosemill.serving.meters import Meters  # noqa: E402
 from prosemill.serving.settings import ServiceSettings  # noqa: E402
 
 usage_stats.do_not_track.cache_clear()  # `bentoml serve` has read its switch before it found this
@@ -67,7 +68,7 @@ class Service:
         refuse_open_doors()
         settings = ServiceSettings.read()
         self._open = ExitStack()
-        app.state.desk = Desk(self._open.enter_context(load_champion(settings)), settings)
+        app.state.desk = Desk(self._open.enter_context(load_champion(settings)), settings, Meters())
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:

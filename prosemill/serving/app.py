@@ -1,7 +1,7 @@
 """The routes of the service.
 
 app = make_app()
-app.state.desk = Desk(champion, settings)
+app.state.desk = Desk(champion, settings, Meters())
 """
 
 from collections.abc import AsyncIterator

@@ -10,10 +10,12 @@ from contextlib import ExitStack, contextmanager
 
 from fastapi import Request
 
+from prosemill.generation.engine import End
 from prosemill.generation.sampling import Settings
-from prosemill.serving.admission import Admission
+from prosemill.serving.admission import Admission, BusyError
 from prosemill.serving.champion import Champion
 from prosemill.serving.errors import TooLongError
+from prosemill.serving.meters import Meters, Outcome
 from prosemill.serving.settings import ServiceSettings
 from prosemill.serving.stream import Stream
 
@@ -28,8 +30,9 @@ class GoneError(Exception):
 class Desk:
     """The champion, and who is being served."""
 
-    def __init__(self, champion: Champion, settings: ServiceSettings) -> None:
-        self.champion, self.deadline = champion, settings.deadline
+    def __init__(self, champion: Champion, settings: ServiceSettings, meters: Meters) -> None:
+        self.champion, self.deadline, self._meters = champion, settings.deadline, meters
+        meters.note_version(champion.version)
         self.admission = Admission(max_requests=settings.max_requests, max_tokens=settings.max_tokens)
 
     @contextmanager
@@ -52,12 +55,20 @@ class Desk:
         seconds = min(deadline or self.deadline, self.deadline)
         num_tokens = sum(len(tokens) + each.max_new_tokens for each in settings)
         with ExitStack() as stack:
-            stack.enter_context(self.admission.admit(num_tokens, len(settings)))
+            try:
+                stack.enter_context(self.admission.admit(num_tokens, len(settings)))
+            except BusyError:
+                self._meters.note_rejection()
+                raise
             streams = []
             for each in settings:
-                streams.append(Stream(writer.engine, tokens, each, deadline=seconds))
+                streams.append(Stream(writer.engine, tokens, each, deadline=seconds, note=self._note))
                 stack.callback(streams[-1].cancel)
             yield streams
+
+    def _note(self, end: End, outcome: Outcome) -> None:
+        self._meters.note_end(end, outcome)
+        self._meters.note_rows(self.champion.writer.engine.num_running)
 
 
 async def read_all(request: Request, stream: Stream) -> str:

@@ -7,12 +7,13 @@ stream.end.reason
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal
 
 from prosemill.generation.engine import End, Engine, Event
 from prosemill.generation.sampling import Settings
 from prosemill.serving.errors import EngineError, TooLongError
+from prosemill.serving.meters import Outcome
 
 Finish = Literal["stop", "length", "deadline"]
 
@@ -20,12 +21,27 @@ Finish = Literal["stop", "length", "deadline"]
 class Stream:
     """A request that ends with its reader: whoever stops reading calls `cancel`. To be made and read in an event loop."""
 
-    def __init__(self, engine: Engine, tokens: Sequence[int], settings: Settings, *, deadline: float) -> None:
-        """Have a prompt continued, for `deadline` seconds at most. Raises `TooLongError`, or `EngineError` if the engine has ended."""
+    def __init__(
+        self, engine: Engine, tokens: Sequence[int], settings: Settings, *, deadline: float, note: Callable[[End, Outcome], None]
+    ) -> None:
+        """Have a prompt continued.
+
+        Args:
+            engine: Who writes.
+            tokens: The prompt's.
+            settings: Of the answer.
+            deadline: Seconds after which it ends with what it has.
+            note: Called with how it ended, by the engine's thread.
+
+        Raises:
+            TooLongError: the model does not see so much.
+            EngineError: the engine has ended.
+        """
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._latest = self._loop.time() + deadline
         self._is_late = False
+        self._note = note
         self._end: End | None = None
         try:
             self._request = engine.submit(tokens, settings, self._deliver)
@@ -35,6 +51,8 @@ class Stream:
             raise EngineError(f"the model cannot answer: {error}") from None
 
     def _deliver(self, event: Event) -> None:
+        if isinstance(event, End):
+            self._note(event, "deadline" if self._is_late and event.reason == "cancelled" else event.reason)
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     @property
@@ -46,7 +64,7 @@ class Stream:
     @property
     def finish(self) -> Finish:
         """Why it ended, for clients."""
-        return "deadline" if self._is_late else "length" if self.end.reason == "length" else "stop"
+        return "deadline" if self.end.reason == "cancelled" else "length" if self.end.reason == "length" else "stop"
 
     def cancel(self) -> None:
         """Have it end at the next token."""

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from prometheus_client import CollectorRegistry
 
 from prosemill.generation.writer import Writer
 from prosemill.serving.app import make_app
 from prosemill.serving.champion import Champion
 from prosemill.serving.desk import Desk
 from prosemill.serving.guard import Guard
+from prosemill.serving.meters import Meters
 from prosemill.serving.settings import ServiceSettings
 
 NUM_ROWS = 4
@@ -28,6 +30,13 @@ class Served:
 
     url: str
     desk: Desk
+    registry: CollectorRegistry
+
+    def meter(self, name: str, **labels: str) -> float:
+        """What Prometheus is told."""
+        value = self.registry.get_sample_value(f"prosemill_{name}", labels)
+        assert value is not None, name
+        return value
 
 
 @contextmanager
@@ -36,14 +45,15 @@ def serving(folder: Path, **settings: float) -> Iterator[Served]:
     chosen = ServiceSettings(num_rows=NUM_ROWS, **settings)  # type: ignore[arg-type]
     with Writer.open(folder, precision="fp32", num_rows=chosen.num_rows) as writer, socket.create_server(("127.0.0.1", 0)) as door:
         app = make_app()
-        app.state.desk = Desk(Champion(VERSION, "fp32", writer), chosen)
+        registry = CollectorRegistry()
+        app.state.desk = Desk(Champion(VERSION, "fp32", writer), chosen, Meters(registry))
         server = uvicorn.Server(uvicorn.Config(Guard(app), log_level="warning"))
         thread = threading.Thread(target=server.run, args=([door],))
         thread.start()
         while not server.started:
             time.sleep(0.01)
         try:
-            yield Served(f"http://127.0.0.1:{door.getsockname()[1]}", app.state.desk)
+            yield Served(f"http://127.0.0.1:{door.getsockname()[1]}", app.state.desk, registry)
         finally:
             server.should_exit = True
             thread.join()

@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 import requests
+from prometheus_client import generate_latest
 
 from prosemill.families import families, family_of
 from prosemill.pretrained import added_text, load_model, load_tokenizer
@@ -265,3 +266,25 @@ def test_at_its_deadline_an_answer_ends_with_what_it_has(serve: Callable[..., Se
         assert answer["usage"]["completion_tokens"] < 200
         assert answer["timings"]["seconds"] < 5
     assert ask(served, LONG | {"timeout": 1e-6}).json()["finish_reason"] == "deadline"
+
+
+def test_prometheus_is_told_of_tokens_times_and_ends_and_of_no_text(serve: Callable[..., Served]) -> None:
+    served = serve(max_requests=1, deadline=0.2)
+    usage = ask(served, GREEDY).json()["usage"]
+    assert served.meter("model_version") == VERSION
+    assert served.meter("prompt_tokens_total") == usage["prompt_tokens"]
+    assert served.meter("new_tokens_total") == usage["completion_tokens"]
+    for name in ("time_to_first_token_seconds", "time_per_token_seconds", "queue_seconds"):
+        assert served.meter(f"{name}_count") == 1
+        assert 0 <= served.meter(f"{name}_sum") < 10
+    with requests.post(f"{served.url}/generate/stream", json=LONG | {"temperature": 0}, stream=True, timeout=60) as waiting:
+        assert ask(served, GREEDY).status_code == 429
+        assert served.meter("rejections_total") == 1
+        events(waiting)
+    assert ask(served, GREEDY | {"timeout": 1e-6}).json()["finish_reason"] == "deadline"
+    assert served.meter("answers_total", outcome="deadline") >= 1
+    leave(served, "/generate", LONG | {"temperature": 0}, lambda: wait_until(lambda: not is_empty(served), "it is not written"))
+    wait_until(lambda: is_empty(served), "its row is held")
+    told = generate_latest(served.registry).decode()
+    assert "prosemill_rows_in_use" in told
+    assert PROMPT not in told

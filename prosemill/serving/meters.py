@@ -1,0 +1,59 @@
+"""What Prometheus is told of the service, at `/metrics`. No text is among it.
+
+meters = Meters()
+meters.note_end(end, "length")
+"""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from prosemill.generation.engine import End
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+Outcome = Literal["stop", "length", "deadline", "cancelled", "failed"]
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper ends of the histograms' buckets."""
+
+
+class Meters:
+    """Counts and times of requests. To be made in the process that serves, once BentoML has said where its numbers are gathered."""
+
+    def __init__(self, registry: "CollectorRegistry | None" = None) -> None:
+        """Register the meters, with Prometheus's own registry if no other is given."""
+        from prometheus_client import REGISTRY, Counter, Gauge, Histogram  # reads BentoML's setting when it is imported
+
+        options: dict[str, Any] = {"namespace": "prosemill", "registry": registry or REGISTRY}
+        self._first_token = Histogram("time_to_first_token_seconds", "From a request to its first token", buckets=SECONDS, **options)
+        self._per_token = Histogram("time_per_token_seconds", "Between tokens of a request, on average", buckets=SECONDS, **options)
+        self._queue = Histogram("queue_seconds", "From a request to the first look at its prompt", buckets=SECONDS, **options)
+        self._prompt_tokens = Counter("prompt_tokens", "Tokens of prompts", **options)
+        self._new_tokens = Counter("new_tokens", "Tokens of answers", **options)
+        self._answers = Counter("answers", "Answers by how they ended", ["outcome"], **options)
+        self._rejections = Counter("rejections", "Requests that were told to come back", **options)
+        self._rows = Gauge("rows_in_use", "Texts that get a token at every step", multiprocess_mode="livesum", **options)
+        self._version = Gauge("model_version", "Version of the registered model", multiprocess_mode="livemax", **options)
+
+    def note_version(self, version: int) -> None:
+        """Say which version is served."""
+        self._version.set(version)
+
+    def note_rejection(self) -> None:
+        """There was no room for a request."""
+        self._rejections.inc()
+
+    def note_rows(self, num_running: int) -> None:
+        """Say how many texts are being written."""
+        self._rows.set(num_running)
+
+    def note_end(self, end: End, outcome: Outcome) -> None:
+        """An answer has ended."""
+        self._answers.labels(outcome).inc()
+        self._prompt_tokens.inc(end.num_prompt_tokens)
+        self._new_tokens.inc(end.num_new_tokens)
+        self._queue.observe(end.queue_seconds)
+        if end.first_token_seconds is not None:
+            self._first_token.observe(end.first_token_seconds)
+            if end.num_new_tokens > 1:
+                self._per_token.observe((end.seconds - end.first_token_seconds) / (end.num_new_tokens - 1))

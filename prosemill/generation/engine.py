@@ -10,6 +10,7 @@ What a request gets depends on its prompt and its settings alone, not on who els
 read in pieces of `CHUNK` tokens, between the steps in which all others get their next token.
 """
 
+import math
 import queue
 import threading
 import time
@@ -21,9 +22,11 @@ from functools import partial
 from typing import Literal, Self
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
 from prosemill.errors import first_line
+from prosemill.families.family import IGNORED
 from prosemill.generation.decoder import Decoder, bucket
 from prosemill.generation.sampling import Draws, Settings, choose
 from prosemill.generation.text import AnswerText
@@ -70,6 +73,8 @@ class Request:
     is_cancelled: bool = False
     """May be set at any time, from any thread: the next token is the last."""
     num_read: int = 0
+    logits: torch.Tensor | None = None
+    """After the last token that was read of the prompt, [1, vocabulary], until the first new token is chosen."""
     new_tokens: list[int] = field(default_factory=list)
     seen: torch.Tensor | None = None
     """Whether the text holds a token, [vocabulary]; where a repetition penalty asks for it."""
@@ -80,6 +85,25 @@ class Request:
 
     def cancel(self) -> None:
         """Have it end at the next token."""
+        self.is_cancelled = True
+
+
+@dataclass(eq=False)
+class Scoring:
+    """A text that is to be scored, on its way. `deliver` is called by the engine's thread, with the sum or with why there is none."""
+
+    given: Sequence[int] | None
+    """What an encoder reads; None for a model that has none."""
+    tokens: Sequence[int]
+    labels: Sequence[int]
+    """What the logits after each token predict; `IGNORED` is not scored."""
+    deliver: Callable[[float | Exception], None]
+    is_cancelled: bool = False
+    num_read: int = 0
+    nll: list[float] = field(default_factory=list)
+
+    def cancel(self) -> None:
+        """Have it end at the next piece."""
         self.is_cancelled = True
 
 
@@ -113,8 +137,8 @@ class Engine:
         assert decoder.num_rows > NUM_SPARE
         self._capacity = decoder.num_rows - NUM_SPARE
         self._reading, self._swapping = self._capacity, self._capacity + 1
-        self._arrivals: deque[Request] = deque()
-        self._waiting: deque[Request] = deque()
+        self._arrivals: deque[Request | Scoring] = deque()
+        self._waiting: deque[Request | Scoring] = deque()
         self._running: list[Request] = []
         self._wakes = threading.Condition()
         self._is_closed = False
@@ -167,12 +191,36 @@ class Engine:
         if settings.repetition_penalty != 1:
             request.seen = torch.zeros(len(self._decoder.layout.embedding), dtype=torch.bool)
             request.seen[given or [self._decoder.layout.start]] = True
+        self._arrive(request)
+        return request
+
+    def score(
+        self, given: Sequence[int] | None, tokens: Sequence[int], labels: Sequence[int], deliver: Callable[[float | Exception], None]
+    ) -> Scoring:
+        """Have a text scored: the sum of -ln p of its labels, in nats.
+
+        Args:
+            given: What an encoder reads; None for a model that has none.
+            tokens: What the model reads then.
+            labels: What the logits after each token predict; `IGNORED` is not scored.
+            deliver: Called with the sum, or with why there is none.
+
+        Raises:
+            ValueError: the text is more than the model sees.
+            RuntimeError: the engine has ended.
+        """
+        if self._context is not None and len(tokens) > self._context:
+            raise ValueError(f"the text is {len(tokens)} tokens, and the model sees {self._context} at most")
+        scoring = Scoring(given, tokens, labels, deliver)
+        self._arrive(scoring)
+        return scoring
+
+    def _arrive(self, request: Request | Scoring) -> None:
         with self._wakes:
             if self._is_closed:
                 raise RuntimeError("the engine has ended")
             self._arrivals.append(request)
             self._wakes.notify()
-        return request
 
     def _run(self) -> None:
         reason: Reason = "failed"
@@ -187,7 +235,7 @@ class Engine:
             with self._wakes:
                 self._is_closed = True
             for request in (*self._arrivals, *self._waiting, *self._running):
-                self._end(request, reason)
+                self._turn_away(request, reason)
 
     def _has_work(self) -> bool:
         """Wait for requests; whether there are any and the engine shall go on."""
@@ -201,44 +249,64 @@ class Engine:
     def _drop_cancelled(self) -> None:
         for request in [request for request in self._running if request.is_cancelled]:
             self._leave(request, "cancelled")
-        for request in [request for request in self._waiting if request.is_cancelled]:
-            self._waiting.remove(request)
-            self._end(request, "cancelled")
+        for waiting in [waiting for waiting in self._waiting if waiting.is_cancelled]:
+            self._waiting.remove(waiting)
+            self._turn_away(waiting, "cancelled")
 
     def _read_prompts(self) -> None:
-        """Read about `CHUNK` tokens of the prompts that wait, while there are rows for them."""
+        """Read about `CHUNK` tokens of what waits, while there are rows for it."""
         left = CHUNK
         while left > 0 and self._waiting and len(self._running) < self._capacity:
             request = self._waiting[0]
-            if request.begun is None:
-                request.begun = time.monotonic()
             try:
-                logits, num_read = self._read(request)
+                num_read, is_read = self._score(request) if isinstance(request, Scoring) else self._read(request)
             except Exception as error:  # noqa: BLE001 - a request that fails fails alone
-                request.error = first_line(error)
                 self._waiting.popleft()
-                self._end(request, "failed")
+                self._turn_away(request, "failed", error)
                 continue
             left -= num_read
-            if logits is not None:
+            if is_read:
                 self._waiting.popleft()
-                self._join(request, logits)
+                if isinstance(request, Request):
+                    self._join(request)
 
-    def _read(self, request: Request) -> tuple[torch.Tensor | None, int]:
-        """The logits after a request's prompt, None if it goes on, and how many tokens were read."""
+    def _read(self, request: Request) -> tuple[int, bool]:
+        """Read a piece of a prompt; its tokens, and whether it was the last."""
+        if request.begun is None:
+            request.begun = time.monotonic()
         layout = self._decoder.layout
         if layout.encode is not None:
             assert layout.start is not None
             self._decoder.encode(self._reading, request.tokens)
+            request.logits = self._decoder.read(self._reading, [layout.start], begin=0)
             request.num_read = 1
-            return self._decoder.read(self._reading, [layout.start], begin=0), len(request.tokens)
+            return len(request.tokens), True
         piece = request.tokens[request.num_read : request.num_read + CHUNK]
-        logits = self._decoder.read(self._reading, piece, begin=request.num_read)
+        request.logits = self._decoder.read(self._reading, piece, begin=request.num_read)
         request.num_read += len(piece)
-        return (logits if request.num_read == len(request.tokens) else None), len(piece)
+        return len(piece), request.num_read == len(request.tokens)
 
-    def _join(self, request: Request, logits: torch.Tensor) -> None:
+    def _score(self, scoring: Scoring) -> tuple[int, bool]:
+        """Score a piece of a text; its tokens, and whether it was the last."""
+        num_given = 0
+        if scoring.given is not None and scoring.num_read == 0:
+            self._decoder.encode(self._reading, scoring.given)
+            num_given = len(scoring.given)
+        begin, end = scoring.num_read, scoring.num_read + CHUNK
+        logits = self._decoder.read(self._reading, scoring.tokens[begin:end], begin=begin, only_last=False)
+        labels = torch.tensor(scoring.labels[begin:end])
+        scoring.nll.append(float(cross_entropy(logits.double(), labels, ignore_index=IGNORED, reduction="sum")))
+        scoring.num_read += len(logits)
+        is_read = scoring.num_read == len(scoring.tokens)
+        if is_read:
+            with suppress(Exception):  # a receiver that is gone
+                scoring.deliver(math.fsum(scoring.nll))
+        return num_given + len(logits), is_read
+
+    def _join(self, request: Request) -> None:
         """Take a request whose prompt was read among those that run."""
+        logits, request.logits = request.logits, None
+        assert logits is not None
         self._running.append(request)
         self._decoder.move(self._reading, len(self._running) - 1, request.num_read)
         self._take([request], logits)
@@ -304,6 +372,15 @@ class Engine:
         for source, target in ((row, self._swapping), (other, row), (self._swapping, other)):
             self._decoder.move(source, target, max(self._position(self._running[each]) for each in (row, other)))
         self._running[row], self._running[other] = self._running[other], self._running[row]
+
+    def _turn_away(self, request: Request | Scoring, reason: Reason, error: Exception | None = None) -> None:
+        """End what does not run, or runs no more."""
+        if isinstance(request, Request):
+            request.error = first_line(error) if error else ""
+            self._end(request, reason)
+            return
+        with suppress(Exception):  # a receiver that is gone
+            request.deliver(error or RuntimeError("the engine has ended"))
 
     def _end(self, request: Request, reason: Reason) -> None:
         now = time.monotonic()

@@ -6,14 +6,16 @@ with Writer.open(Path("models/trained"), precision="int8") as writer:
         print(piece, end="")
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from prosemill.families import family_of
+from prosemill.families import Family, family_of
 from prosemill.generation.decoder import Decoder
 from prosemill.generation.engine import NUM_SPARE, Answer, Engine
 from prosemill.generation.kernels import Precision
@@ -41,15 +43,27 @@ def choose_precision(costs: Mapping[str, float]) -> Precision:
     return next((precision for precision in FASTEST_FIRST if costs.get(precision, 1.0) <= GREATEST_COST), "fp32")
 
 
-class Writer:
-    """An engine, and what makes its model's tokens of a prompt. `open` makes one."""
+class Framed(NamedTuple):
+    """A text that is to be scored, as `Engine.score` takes it."""
 
-    def __init__(self, engine: Engine, read: Callable[[str], list[int]], context: int | None) -> None:
+    given: list[int] | None
+    tokens: list[int]
+    labels: list[int]
+    num_tokens: int
+    """That are predicted: all, or with an encoder, which reads the first half, those of the second."""
+    num_bytes: int
+    """UTF-8 bytes of these."""
+
+
+class Writer:
+    """An engine, and what makes tokens of a text for its model. `open` makes one."""
+
+    def __init__(self, engine: Engine, family: Family, tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> None:
         self.engine = engine
-        self.read = read
-        """The tokens that stand for a prompt, with those that the model wants around it."""
-        self.context = context
+        self.context = family.context_size(config.to_dict())
         """Tokens that the model sees at most; None where its architecture sets no bound."""
+        self._family, self._tokenizer, self._config = family, tokenizer, config
+        self._end_of_text_id = end_of_text_id(tokenizer)
 
     @classmethod
     @contextmanager
@@ -66,18 +80,37 @@ class Writer:
         """
         transformers_logging.disable_progress_bar()
         family, tokenizer = family_of(folder), load_tokenizer(folder)
-        end = end_of_text_id(tokenizer)
         model = load_model(folder)
         reading: Precision = "bf16" if precision != "fp32" and _multiplies_bf16() else precision
         decoder = Decoder(family.layout(model), precision=precision, num_rows=num_rows + NUM_SPARE, reading=reading)
         context = family.context_size(model.config.to_dict())
 
-        def read(prompt: str) -> list[int]:
-            ids: list[int] = family.prompt([tokenizer.encode(prompt, add_special_tokens=False)], end)["input_ids"][0].tolist()
-            return ids
+        with Engine(decoder, tokenizer, stops=stop_tokens(tokenizer, end_of_text_id(tokenizer)), context=context) as engine:
+            yield cls(engine, family, tokenizer, model.config)
 
-        with Engine(decoder, tokenizer, stops=stop_tokens(tokenizer, end), context=context) as engine:
-            yield cls(engine, read, context)
+    def read(self, prompt: str) -> list[int]:
+        """The tokens that stand for a prompt, with those that the model wants around it."""
+        tokens = self._tokenizer.encode(prompt, add_special_tokens=False)
+        ids: list[int] = self._family.prompt([tokens], self._end_of_text_id)["input_ids"][0].tolist()
+        return ids
+
+    def frame(self, text: str) -> Framed:
+        """What is read and predicted of a text, as one window. Raises `ValueError` if the tokenizer makes no tokens of it."""
+        encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        tokens = encoding["input_ids"]
+        if not tokens:
+            raise ValueError("the tokenizer makes no tokens of the text")
+        window = next(iter(self._family.windows(0, len(tokens), len(tokens), len(tokens))))
+        batch = self._family.frame([tokens], [window], self._config, self._end_of_text_id)
+        rows = {name: value[0].tolist() for name, value in batch.items()}
+        begin = encoding["offset_mapping"][window.first_new][0] if window.first_new else 0
+        return Framed(
+            given=rows["input_ids"] if "decoder_input_ids" in rows else None,
+            tokens=rows.get("decoder_input_ids", rows["input_ids"]),
+            labels=rows["labels"],
+            num_tokens=window.num_new,
+            num_bytes=len(text[begin:].encode()),
+        )
 
     def answer(self, prompt: str, settings: Settings) -> Answer:
         """Continue a prompt, for one thread that waits. Raises `ValueError` as `Engine.submit` does."""

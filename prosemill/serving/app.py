@@ -4,6 +4,7 @@ app = make_app()
 app.state.desk = Desk(champion, settings, Meters())
 """
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 
@@ -19,7 +20,7 @@ from prosemill.serving.admission import BusyError
 from prosemill.serving.desk import Desk, GoneError, read_all
 from prosemill.serving.errors import EngineError, TooLongError, error_body, refusal
 from prosemill.serving.events import EventStream, event
-from prosemill.serving.messages import Ending, GenerateAnswer, GenerateRequest
+from prosemill.serving.messages import Ending, GenerateAnswer, GenerateRequest, ScoreAnswer, ScoreRequest
 from prosemill.serving.stream import Stream
 
 CLIENT_GONE = 499  # nobody reads it; nginx calls it so
@@ -61,6 +62,26 @@ async def generate_stream(request: Request, wanted: GenerateRequest) -> Response
     with ExitStack() as stack:
         (stream,) = stack.enter_context(desk.enter(tokens, [wanted.settings(len(tokens))], deadline=wanted.timeout))
         return EventStream(_events(stream, champion.version), stack.pop_all().close)
+
+
+@router.post("/score")
+async def score(request: Request, wanted: ScoreRequest) -> ScoreAnswer:
+    """How likely a document is: its log-likelihood, and bits per byte."""
+    desk: Desk = request.app.state.desk
+    champion = desk.champion
+    try:
+        framed = await run_in_threadpool(champion.writer.frame, wanted.text)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from None
+    nll = await desk.score(framed)
+    return ScoreAnswer(
+        id=name_answer(champion.version),
+        model_version=champion.version,
+        log_likelihood=-nll,
+        bits_per_byte=nll / (math.log(2) * framed.num_bytes),
+        num_tokens=framed.num_tokens,
+        num_bytes=framed.num_bytes,
+    )
 
 
 async def _events(stream: Stream, version: int) -> AsyncIterator[str]:

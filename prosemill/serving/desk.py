@@ -10,11 +10,13 @@ from contextlib import ExitStack, contextmanager
 
 from fastapi import Request
 
+from prosemill.errors import first_line
 from prosemill.generation.engine import End
 from prosemill.generation.sampling import Settings
+from prosemill.generation.writer import Framed
 from prosemill.serving.admission import Admission, BusyError
 from prosemill.serving.champion import Champion
-from prosemill.serving.errors import TooLongError
+from prosemill.serving.errors import EngineError, TooLongError, refused_by_engine
 from prosemill.serving.meters import Meters, Outcome
 from prosemill.serving.settings import ServiceSettings
 from prosemill.serving.stream import Stream
@@ -54,17 +56,52 @@ class Desk:
             raise TooLongError(f"the prompt has {len(tokens)} tokens, and {MOST_TOKENS} are read at most")
         seconds = min(deadline or self.deadline, self.deadline)
         num_tokens = sum(len(tokens) + each.max_new_tokens for each in settings)
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(self.admission.admit(num_tokens, len(settings)))
-            except BusyError:
-                self._meters.note_rejection()
-                raise
+        with self._admit(num_tokens, len(settings)), ExitStack() as stack:
             streams = []
             for each in settings:
                 streams.append(Stream(writer.engine, tokens, each, deadline=seconds, note=self._note))
                 stack.callback(streams[-1].cancel)
             yield streams
+
+    async def score(self, framed: Framed) -> float:
+        """The sum of -ln p of a text, in nats.
+
+        Raises:
+            BusyError: there is no room.
+            TooLongError: the text is too long.
+            EngineError: the engine could not score it, or not before the deadline.
+        """
+        num_tokens = len(framed.given or ()) + len(framed.tokens)
+        if self.champion.writer.context is None and num_tokens > MOST_TOKENS:
+            raise TooLongError(f"the text is {num_tokens} tokens, and {MOST_TOKENS} are read at most")
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[float | Exception] = loop.create_future()
+
+        def deliver(found: float | Exception) -> None:
+            loop.call_soon_threadsafe(lambda: None if answer.done() else answer.set_result(found))
+
+        with self._admit(num_tokens, 1), refused_by_engine():
+            scoring = self.champion.writer.engine.score(framed.given, framed.tokens, framed.labels, deliver)
+            try:
+                async with asyncio.timeout(self.deadline):
+                    found = await answer
+            except TimeoutError:
+                raise EngineError(f"the text was not scored within {self.deadline:g} s") from None
+            finally:
+                scoring.cancel()
+        if isinstance(found, Exception):
+            raise EngineError(f"the model could not score it: {first_line(found)}")
+        return found
+
+    @contextmanager
+    def _admit(self, num_tokens: int, num_requests: int) -> Iterator[None]:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.admission.admit(num_tokens, num_requests))
+            except BusyError:
+                self._meters.note_rejection()
+                raise
+            yield
 
     def _note(self, end: End, outcome: Outcome) -> None:
         self._meters.note_end(end, outcome)

@@ -1,5 +1,7 @@
 """The one shape in which the service says no, which clients of OpenAI's API know: `{"error": {"message", "type", "param", "code"}}`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -13,6 +15,17 @@ class TooLongError(Exception):
 
 class EngineError(Exception):
     """The engine could not write; the message says why."""
+
+
+@contextmanager
+def refused_by_engine() -> Iterator[None]:
+    """Turn what `Engine.submit` and `Engine.score` raise into `TooLongError` and `EngineError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise TooLongError(str(error)) from None
+    except RuntimeError as error:
+        raise EngineError(f"the model cannot answer: {error}") from None
 
 
 def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:

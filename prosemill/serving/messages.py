@@ -108,6 +108,23 @@ class CompletionRequest(Taken):
         ]
 
 
+class ScoreRequest(Taken):
+    """What `POST /score` takes."""
+
+    text: Annotated[Prompt, Field(description="A whole document.")]
+
+
+class ScoreAnswer(BaseModel):
+    """What `POST /score` gives. An encoder reads the text's first half, and the second half is scored."""
+
+    id: str
+    model_version: int
+    log_likelihood: Annotated[float, Field(description="Sum of ln p of the tokens, in nats.")]
+    bits_per_byte: float
+    num_tokens: Annotated[int, Field(description="Tokens that are scored.")]
+    num_bytes: Annotated[int, Field(description="UTF-8 bytes of these.")]
+
+
 class Usage(BaseModel):
     """Tokens that a request took."""
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from prosemill.generation.engine import End, Engine, Event
 from prosemill.generation.sampling import Settings
-from prosemill.serving.errors import EngineError, TooLongError
+from prosemill.serving.errors import EngineError, refused_by_engine
 from prosemill.serving.meters import Outcome
 
 Finish = Literal["stop", "length", "deadline"]
@@ -43,12 +43,8 @@ class Stream:
         self._is_late = False
         self._note = note
         self._end: End | None = None
-        try:
+        with refused_by_engine():
             self._request = engine.submit(tokens, settings, self._deliver)
-        except ValueError as error:
-            raise TooLongError(str(error)) from None
-        except RuntimeError as error:
-            raise EngineError(f"the model cannot answer: {error}") from None
 
     def _deliver(self, event: Event) -> None:
         if isinstance(event, End):

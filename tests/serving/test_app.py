@@ -1,6 +1,7 @@
 """The routes, asked over real HTTP, with a tiny model behind them."""
 
 import json
+import math
 import random
 import re
 import socket
@@ -13,8 +14,10 @@ from typing import Any
 import openai
 import pytest
 import requests
+import torch
 from prometheus_client import generate_latest
 
+from prosemill.evaluation.scoring import score_documents
 from prosemill.families import families, family_of
 from prosemill.pretrained import added_text, load_model, load_tokenizer
 from prosemill.registry.answers import version_of
@@ -64,6 +67,46 @@ def test_greedy_text_is_what_transformers_generates(of_family: tuple[Served, Pat
         "completion_tokens": len(new),
         "total_tokens": batch["input_ids"].shape[1] + len(new),
     }
+
+
+def test_a_texts_score_is_the_evaluations(of_family: tuple[Served, Path]) -> None:
+    served, folder = of_family
+    tokenizer, text = load_tokenizer(folder), "The history of the città begins, as it ends, with a river."
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    settings = {"end_of_text_id": 0, "context": 60, "stride": 60, "batch_size": 1, "device": torch.device("cpu")}
+    expected = score_documents(load_model(folder), [tokens], **settings, arithmetic="fp32")  # type: ignore[arg-type]
+    assert len(tokens) < 60
+    answer = ask(served, {"text": text}, "/score").json()
+    assert answer["num_tokens"] == expected.num_tokens
+    assert answer["log_likelihood"] == pytest.approx(-expected.nll_sum, rel=1e-5)
+    assert answer["bits_per_byte"] == pytest.approx(expected.nll_sum / math.log(2) / answer["num_bytes"], rel=1e-5)
+    assert text.encode().endswith(text.encode()[-answer["num_bytes"] :])
+    assert (answer["num_bytes"] == len(text.encode())) == (expected.num_tokens == len(tokens))
+    assert version_of(answer["id"]) == VERSION
+
+
+def test_a_score_does_not_disturb_what_is_being_written(served: Served) -> None:
+    expected = ask(served, LONG | {"seed": 3}).json()["generated_text"]
+    with requests.post(f"{served.url}/generate/stream", json=LONG | {"seed": 3}, stream=True, timeout=60) as waiting:
+        scores = [ask(served, {"text": "word " * number}, "/score").json()["log_likelihood"] for number in (1, 20, 60)]
+        *texts, _ = events(waiting)
+    assert "".join(data["text"] for _, data in texts) == expected
+    assert 0 > scores[0] > scores[1] > scores[2]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"text": "word " * 500}, "tokens, and the model sees 256 at most"),
+        ({"text": ""}, "text: String should have at least 1 character"),
+        ({"prompt": "a"}, "text: Field required"),
+    ],
+    ids=str,
+)
+def test_a_text_that_cannot_be_scored_is_a_mistake_in_one_line(served: Served, body: Any, words: str) -> None:
+    answer = ask(served, body, "/score")
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
 
 
 def test_an_answer_says_where_it_is_from_and_what_it_took(served: Served) -> None:

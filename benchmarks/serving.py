@@ -1,0 +1,128 @@
+"""How the service holds up under load: `python -m benchmarks.serving --rate 2 --seconds 60` beside a service that runs (`bentoml serve`).
+
+Requests arrive as strangers' do, at random moments of a mean rate, whether or not those before them are done (open loop); with
+`--concurrent 32` so many are kept going instead (closed loop). Each asks `/v1/completions` for 64 sampled tokens after one of 16 prompts,
+and reads the stream.
+
+Reported are the time to the first token, the mean time of each further one, tokens a second, rejections (429), and goodput: answers a
+second whose first token came within `--first` and the others within `--per-token` seconds. On a machine with more than two cores the client
+keeps to the last of them.
+"""
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import httpx
+import numpy as np
+import typer
+
+NUM_NEW_TOKENS = 64
+SUBJECTS = ("city", "river", "treaty", "novel", "comet", "bridge", "violin", "harvest")
+PROMPTS = [f"The history of the {subject} {verb}" for subject in SUBJECTS for verb in ("begins with", "has often been told as")]
+PERCENTILES = (50, 95, 99)
+
+
+@dataclass
+class Load:
+    """What came of the requests."""
+
+    first: list[float] = field(default_factory=list)
+    """Seconds to the first token."""
+    per_token: list[float] = field(default_factory=list)
+    """Mean seconds between the tokens of an answer."""
+    num_tokens: int = 0
+    statuses: Counter[int | str] = field(default_factory=Counter)
+
+
+async def ask(client: httpx.AsyncClient, seed: int, load: Load) -> None:
+    """Send one request and read its answer."""
+    body = {"model": "prosemill", "prompt": PROMPTS[seed % len(PROMPTS)], "max_tokens": NUM_NEW_TOKENS, "temperature": 0.8, "top_p": 0.9}
+    body |= {"seed": seed, "stream": True, "stream_options": {"include_usage": True}}
+    begin, first, last, num_tokens = time.perf_counter(), 0.0, 0.0, 0
+    try:
+        async with client.stream("POST", "/v1/completions", json=body) as answer:
+            async for line in answer.aiter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                last = time.perf_counter()
+                first = first or last
+                usage = json.loads(line[6:]).get("usage")
+                num_tokens = usage["completion_tokens"] if usage else num_tokens
+    except httpx.HTTPError as error:
+        load.statuses[type(error).__name__] += 1
+        return
+    load.statuses[answer.status_code] += 1
+    if answer.status_code == httpx.codes.OK and num_tokens > 1:
+        load.num_tokens += num_tokens
+        load.first.append(first - begin)
+        load.per_token.append((last - first) / (num_tokens - 1))
+
+
+async def open_loop(client: httpx.AsyncClient, rate: float, seconds: float, seed: int) -> Load:
+    """Let requests arrive at random, `rate` a second."""
+    load, draws, asking = Load(), random.Random(seed), list[asyncio.Task[None]]()  # noqa: S311 - arrivals, no secrets
+    begin = at = time.perf_counter()
+    while (at := at + draws.expovariate(rate)) < begin + seconds:
+        await asyncio.sleep(at - time.perf_counter())
+        asking.append(asyncio.create_task(ask(client, len(asking), load)))
+    await asyncio.gather(*asking)
+    return load
+
+
+async def closed_loop(client: httpx.AsyncClient, concurrent: int, seconds: float) -> Load:
+    """Keep so many requests going."""
+    load, seeds, end = Load(), iter(range(1_000_000)), time.perf_counter() + seconds
+
+    async def go_on() -> None:
+        while time.perf_counter() < end:
+            await ask(client, next(seeds), load)
+
+    await asyncio.gather(*(go_on() for _ in range(concurrent)))
+    return load
+
+
+def report(load: Load, seconds: float, first: float, per_token: float) -> None:
+    """Print a Markdown table."""
+    print(f"| seconds | {' | '.join(f'p{percentile}' for percentile in PERCENTILES)} |\n|---|{'---|' * len(PERCENTILES)}")
+    for name, values in (("to the first token", load.first), ("for each further token", load.per_token)):
+        cells = [f"{value:.3f}" for value in np.percentile(values, PERCENTILES)] if values else ["–"] * len(PERCENTILES)
+        print(f"| {name} | {' | '.join(cells)} |")
+    num_good = sum(a <= first and b <= per_token for a, b in zip(load.first, load.per_token, strict=True))
+    print(f"\n{load.num_tokens / seconds:.0f} tokens/s; goodput {num_good / seconds:.2f} answers/s; {dict(load.statuses)}")
+
+
+def main(
+    url: Annotated[str, typer.Option(help="Of the service.")] = "http://127.0.0.1:3000",
+    rate: Annotated[float, typer.Option(help="Arrivals a second.")] = 1.0,
+    concurrent: Annotated[int, typer.Option(help="Requests that are kept going instead; 0 for arrivals.")] = 0,
+    seconds: Annotated[float, typer.Option(help="How long requests come.")] = 60.0,
+    first: Annotated[float, typer.Option(help="Seconds within which a good answer's first token comes.")] = 1.0,
+    per_token: Annotated[float, typer.Option(help="Seconds within which its others come.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0,
+) -> None:
+    """Load a service that runs."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) > 2:
+        os.sched_setaffinity(0, cores[-1:])
+
+    async def run() -> tuple[Load, float]:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        key = os.environ.get("PROSEMILL_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits, headers=headers) as client:  # noqa: S113 - the service has a deadline
+            await ask(client, 0, Load())
+            begin = time.perf_counter()
+            load = await (closed_loop(client, concurrent, seconds) if concurrent else open_loop(client, rate, seconds, seed))
+            return load, time.perf_counter() - begin
+
+    report(*asyncio.run(run()), first, per_token)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -141,12 +141,14 @@ def _champion() -> int | None:
 
 
 class _Service:
-    """The service of the champion. One that does not load is said once, and the next champion tried; one that ends is started again."""
+    """The champion's service, which follows the registry by itself. One that ends is started again, one that cannot start is said once."""
 
     def __init__(self, port: int) -> None:
+        self._url = f"http://{LOCAL}:{port}"
         self._port = port
         self._stack = ExitStack()
-        self._version: int | None = None
+        self._said: int | None = None
+        self._refused: int | None = None
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "_Service":
@@ -156,27 +158,43 @@ class _Service:
         self._stack.close()
 
     def follow(self, champion: int | None) -> None:
-        """Serve this version, if it is another than before, and nothing if there is none."""
+        """See that there is a service if there is a champion, and none if there is none, and say which version is served."""
         if self._process is not None and self._process.poll() is not None:
             say(f"the service has ended: see the end of {_log('service')}")
-            self._version = self._process = None
-        if champion == self._version:
-            return
-        self._stack.close()
-        self._version, self._process = champion, None
-        if champion is None:
+            self._end()
+        if champion is None and self._process is not None:
+            self._end()
             say("Service  ended, there is no champion any more")
-            return
+        if champion is not None and self._process is None and champion != self._refused:
+            self._start(champion)
+        if self._process is not None and (served := self._served()) not in (None, self._said):
+            say(f"Service  {self._url}  (version {served})")
+            self._said = served
+
+    def _end(self) -> None:
+        self._stack.close()
+        self._process = self._said = self._refused = None
+
+    def _start(self, champion: int) -> None:
         command = [sys.executable, "-m", "bentoml", "serve", "--host", LOCAL, "--port", str(self._port)]
         self._process = self._stack.enter_context(supervised(command, _log("service"), grace=SERVER_GRACE))
         try:
-            wait_for(f"http://{LOCAL}:{self._port}/readyz", self._process, "the service", _log("service"))
+            wait_for(f"{self._url}/readyz", self._process, "the service", _log("service"))
         except ProsemillError as error:
             say(f"version {champion}, the champion, is not served: {error}")
-            self._stack.close()
-            self._process = None
-        else:
-            say(f"Service  http://{LOCAL}:{self._port}  (version {champion})")
+            self._end()
+            self._refused = champion
+
+    def _served(self) -> int | None:
+        """The version that the service serves; None if it does not say."""
+        import requests
+
+        key = os.environ.get("PROSEMILL_API_KEYS", "").partition(",")[0].strip()
+        try:
+            answer = requests.get(f"{self._url}/v1/models", headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=2)
+            return int(answer.json()["data"][0]["version"])
+        except (requests.RequestException, ValueError, KeyError):
+            return None
 
 
 def mlflow_command(port: int) -> list[str]:

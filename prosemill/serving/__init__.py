@@ -7,7 +7,6 @@ read with this project's own code, after its digest is verified (`champion`). Be
 """
 
 import os
-from contextlib import ExitStack
 from typing import Any
 
 from prosemill.telemetry import switch_off
@@ -21,8 +20,9 @@ from bentoml.exceptions import BentoMLException  # noqa: E402
 
 from prosemill.errors import ProsemillError  # noqa: E402
 from prosemill.serving.app import make_app  # noqa: E402
-from prosemill.serving.champion import check_champion, load_champion  # noqa: E402
+from prosemill.serving.champion import check_champion, find_champion, load_version  # noqa: E402
 from prosemill.serving.desk import Desk  # noqa: E402
+from prosemill.serving.follower import Follower  # noqa: E402
 from prosemill.serving.guard import Guard, refuse_open_door, refuse_open_doors  # noqa: E402
 from prosemill.serving.keys import Keys  # noqa: E402
 from prosemill.serving.meters import Meters  # noqa: E402
@@ -67,10 +67,12 @@ class Service:
     def __init__(self) -> None:
         refuse_open_doors()
         settings = ServiceSettings.read()
-        self._open = ExitStack()
-        app.state.desk = Desk(self._open.enter_context(load_champion(settings)), settings, Meters())
+        self._desk = app.state.desk = Desk(load_version(*find_champion(), settings), settings, Meters())
+        self._follower = Follower(self._desk, settings)
+        self._follower.start()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
         """End the engine, and with it what is still being written."""
-        self._open.close()
+        self._follower.end()
+        self._desk.champion.close()

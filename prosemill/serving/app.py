@@ -46,10 +46,10 @@ def make_app() -> FastAPI:
 async def generate(request: Request, wanted: GenerateRequest) -> GenerateAnswer:
     """Continue a prompt."""
     desk: Desk = request.app.state.desk
-    champion = desk.champion
-    tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
-    with desk.enter(tokens, [wanted.settings(len(tokens))], deadline=wanted.timeout) as (stream,):
-        text = await read_all(request, stream)
+    with desk.visit() as champion:
+        tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
+        with desk.enter(champion, tokens, [wanted.settings(len(tokens))], deadline=wanted.timeout) as (stream,):
+            text = await read_all(request, stream)
     return GenerateAnswer(generated_text=text, **Ending.of(name_answer(champion.version), champion.version, stream))
 
 
@@ -57,10 +57,10 @@ async def generate(request: Request, wanted: GenerateRequest) -> GenerateAnswer:
 async def generate_stream(request: Request, wanted: GenerateRequest) -> Response:
     """Continue a prompt, as events: `text` with each piece, and at last `end`."""
     desk: Desk = request.app.state.desk
-    champion = desk.champion
-    tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
     with ExitStack() as stack:
-        (stream,) = stack.enter_context(desk.enter(tokens, [wanted.settings(len(tokens))], deadline=wanted.timeout))
+        champion = stack.enter_context(desk.visit())
+        tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
+        (stream,) = stack.enter_context(desk.enter(champion, tokens, [wanted.settings(len(tokens))], deadline=wanted.timeout))
         return EventStream(_events(stream, champion.version), stack.pop_all().close)
 
 
@@ -68,12 +68,12 @@ async def generate_stream(request: Request, wanted: GenerateRequest) -> Response
 async def score(request: Request, wanted: ScoreRequest) -> ScoreAnswer:
     """How likely a document is: its log-likelihood, and bits per byte."""
     desk: Desk = request.app.state.desk
-    champion = desk.champion
-    try:
-        framed = await run_in_threadpool(champion.writer.frame, wanted.text)
-    except ValueError as error:
-        raise HTTPException(400, str(error)) from None
-    nll = await desk.score(framed)
+    with desk.visit() as champion:
+        try:
+            framed = await run_in_threadpool(champion.writer.frame, wanted.text)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        nll = await desk.score(champion, framed)
     return ScoreAnswer(
         id=name_answer(champion.version),
         model_version=champion.version,

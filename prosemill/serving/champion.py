@@ -1,11 +1,12 @@
 """The registry's champion, loaded to be served.
 
-with load_champion(settings) as champion:
-    champion.writer.answer("The history of", Settings(max_new_tokens=20))
+champion = load_version(*find_champion(), settings)
+champion.writer.answer("The history of", Settings(max_new_tokens=20))
+champion.close()
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from prosemill.errors import ProsemillError
@@ -17,7 +18,7 @@ from prosemill.registry.store import CHAMPION, MODEL_NAME, Registry, Version
 from prosemill.serving.settings import ServiceSettings
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Champion:
     """A loaded version."""
 
@@ -25,6 +26,8 @@ class Champion:
     precision: Precision
     """In which its weights are held."""
     writer: Writer
+    close: Callable[[], None]
+    """Ends its engine, and what that is still writing."""
 
 
 def find_champion() -> tuple[Registry, Version]:
@@ -43,14 +46,13 @@ def check_champion() -> None:
         pass
 
 
-@contextmanager
-def load_champion(settings: ServiceSettings) -> Iterator[Champion]:
-    """Load the champion's weights and write a few tokens. Nothing of the package is run, and nothing read before its digest is verified.
+def load_version(registry: Registry, version: Version, settings: ServiceSettings) -> Champion:
+    """Load a version's weights and write a few tokens. Nothing of the package is run, and nothing read before its digest is verified.
 
     Raises:
-        ProsemillError: there is none, or its package is not as it was registered.
+        ProsemillError: its package is not as it was registered, or holds no model that can be served.
+        RuntimeError: it cannot write.
     """
-    registry, version = find_champion()
     precision = settings.precision
     if precision == "auto":
         precision = choose_precision(read_kept(registry, version).evaluation.costs)
@@ -58,4 +60,4 @@ def load_champion(settings: ServiceSettings) -> Iterator[Champion]:
         with registry.whole_package(version) as folder:
             writer = stack.enter_context(Writer.open(model_folder(folder), precision=precision, num_rows=settings.num_rows))
         writer.warm_up()
-        yield Champion(version.number, precision, writer)
+        return Champion(version.number, precision, writer, stack.pop_all().close)

@@ -26,7 +26,8 @@ router = APIRouter()
 async def models(request: Request) -> dict[str, Any]:
     """The one model that is served."""
     desk: Desk = request.app.state.desk
-    return {"object": "list", "data": [{"id": MODEL_NAME, "object": "model", "created": 0, "owned_by": f"version {desk.champion.version}"}]}
+    model = {"id": MODEL_NAME, "object": "model", "created": 0, "owned_by": "prosemill", "version": desk.champion.version}
+    return {"object": "list", "data": [model]}
 
 
 @router.post("/v1/completions", response_model=None)
@@ -36,10 +37,11 @@ async def complete(request: Request, wanted: CompletionRequest) -> Response:
     if wanted.model != MODEL_NAME:
         return refusal(404, f"there is no model {wanted.model!r}: the one that is served is {MODEL_NAME!r}", "model")
     seed = secrets.randbelow(2**63 - MOST_ANSWERS) if wanted.seed is None else wanted.seed
-    tokens = await run_in_threadpool(desk.champion.writer.read, wanted.prompt)
-    head = {"id": name_answer(desk.champion.version), "object": "text_completion", "created": int(time.time()), "model": MODEL_NAME}
     with ExitStack() as stack:
-        streams = stack.enter_context(desk.enter(tokens, wanted.settings(seed), deadline=None))
+        champion = stack.enter_context(desk.visit())
+        tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
+        head = {"id": name_answer(champion.version), "object": "text_completion", "created": int(time.time()), "model": MODEL_NAME}
+        streams = stack.enter_context(desk.enter(champion, tokens, wanted.settings(seed), deadline=None))
         if wanted.stream:
             has_usage = bool((wanted.stream_options or {}).get("include_usage"))
             return EventStream(_events(streams, head, has_usage=has_usage), stack.pop_all().close)

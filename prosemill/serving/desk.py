@@ -5,6 +5,8 @@ with desk.enter(tokens, [settings], deadline=None) as (stream,):
 """
 
 import asyncio
+import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -33,15 +35,49 @@ class Desk:
     """The champion, and who is being served."""
 
     def __init__(self, champion: Champion, settings: ServiceSettings, meters: Meters) -> None:
-        self.champion, self.deadline, self._meters = champion, settings.deadline, meters
-        meters.note_version(champion.version)
+        self.deadline, self._meters = settings.deadline, meters
         self.admission = Admission(max_requests=settings.max_requests, max_tokens=settings.max_tokens)
+        self._champion = champion
+        self._changes = threading.Condition()
+        self._visits: Counter[Champion] = Counter()
+        meters.note_version(champion.version)
+
+    @property
+    def champion(self) -> Champion:
+        """The version that newcomers are served by."""
+        return self._champion
 
     @contextmanager
-    def enter(self, tokens: Sequence[int], settings: Sequence[Settings], *, deadline: float | None) -> Iterator[list[Stream]]:
+    def visit(self) -> Iterator[Champion]:
+        """The champion, which stays open until the block ends, whoever takes its place meanwhile."""
+        with self._changes:
+            champion = self._champion
+            self._visits[champion] += 1
+        try:
+            yield champion
+        finally:
+            with self._changes:
+                self._visits[champion] -= 1
+                self._changes.notify_all()
+
+    def swap(self, champion: Champion) -> None:
+        """Serve newcomers by another version, and close the one before when its last visitor has gone: the caller waits for that."""
+        with self._changes:
+            before, self._champion = self._champion, champion
+            self._meters.note_version(champion.version)
+            while self._visits[before]:
+                self._changes.wait()
+            del self._visits[before]
+        before.close()
+
+    @contextmanager
+    def enter(
+        self, champion: Champion, tokens: Sequence[int], settings: Sequence[Settings], *, deadline: float | None
+    ) -> Iterator[list[Stream]]:
         """Have a prompt continued once for each of the settings; what is not done when the block ends is dropped.
 
         Args:
+            champion: Who writes.
             tokens: The prompt's.
             settings: Of each answer.
             deadline: Seconds, if they shall be fewer than the service's own.
@@ -51,7 +87,7 @@ class Desk:
             TooLongError: the prompt is too long, or its answer would be.
             EngineError: the engine has ended.
         """
-        writer = self.champion.writer
+        writer = champion.writer
         if writer.context is None and len(tokens) > MOST_TOKENS:
             raise TooLongError(f"the prompt has {len(tokens)} tokens, and {MOST_TOKENS} are read at most")
         seconds = min(deadline or self.deadline, self.deadline)
@@ -63,7 +99,7 @@ class Desk:
                 stack.callback(streams[-1].cancel)
             yield streams
 
-    async def score(self, framed: Framed) -> float:
+    async def score(self, champion: Champion, framed: Framed) -> float:
         """The sum of -ln p of a text, in nats.
 
         Raises:
@@ -72,7 +108,7 @@ class Desk:
             EngineError: the engine could not score it, or not before the deadline.
         """
         num_tokens = len(framed.given or ()) + len(framed.tokens)
-        if self.champion.writer.context is None and num_tokens > MOST_TOKENS:
+        if champion.writer.context is None and num_tokens > MOST_TOKENS:
             raise TooLongError(f"the text is {num_tokens} tokens, and {MOST_TOKENS} are read at most")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[float | Exception] = loop.create_future()
@@ -81,7 +117,7 @@ class Desk:
             loop.call_soon_threadsafe(lambda: None if answer.done() else answer.set_result(found))
 
         with self._admit(num_tokens, 1), refused_by_engine():
-            scoring = self.champion.writer.engine.score(framed.given, framed.tokens, framed.labels, deliver)
+            scoring = champion.writer.engine.score(framed.given, framed.tokens, framed.labels, deliver)
             try:
                 async with asyncio.timeout(self.deadline):
                     found = await answer
@@ -105,7 +141,7 @@ class Desk:
 
     def _note(self, end: End, outcome: Outcome) -> None:
         self._meters.note_end(end, outcome)
-        self._meters.note_rows(self.champion.writer.engine.num_running)
+        self._meters.note_rows(self._champion.writer.engine.num_running)
 
 
 async def read_all(request: Request, stream: Stream) -> str:

@@ -29,6 +29,8 @@ class ServiceSettings(BaseSettings):
     """Requests that are written or wait; a further one is answered with 429."""
     max_tokens: Count = 65_536
     """Prompt and new tokens of all these together; beyond it too a request is answered with 429."""
+    follow_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
+    """How often the registry is asked for another champion."""
     deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 120.0
     """Seconds after which a request ends with what it has."""
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from mlflow import MlflowClient
 
 from prosemill.orchestration.environment import free_port
 from tests.end_to_end.conftest import ROOT, Clone
@@ -49,9 +51,10 @@ def serve(clone: Clone, *options: str) -> str:
 
 
 @contextmanager
-def serving(clone: Clone, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+def serving(clone: Clone, port: int, *options: str, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
     """A `bentoml serve` that is ready."""
-    with subprocess.Popen(["bentoml", "serve", "--port", str(port)], cwd=clone.folder, env=clone.environment) as process:
+    command = ["bentoml", "serve", "--port", str(port), *options]
+    with subprocess.Popen(command, cwd=clone.folder, env=clone.environment | environment) as process:
         try:
             until(lambda: process.poll() is not None or is_ready(port), START_SECONDS, "the service is ready")
             yield process
@@ -122,6 +125,8 @@ def test_bentoml_serves_the_champion_on_this_machine_alone(champion: Clone) -> N
             pieces = re.findall(r'data: {"text": (".*")}', streamed.text)
         assert "".join(json.loads(piece) for piece in pieces) == answers[0]["generated_text"]
         assert [model["id"] for model in requests.get(f"{address}/v1/models", timeout=60).json()["data"]] == ["prosemill"]
+        metrics = requests.get(f"{address}/metrics", timeout=60).text
+        assert re.search(r"^prosemill_new_tokens_total [1-9]", metrics, re.MULTILINE), metrics
         for headers, status in (({"Host": "evil.example"}, 403), ({"Origin": "http://evil.example"}, 403)):
             for path in ("/generate", "/metrics", "/docs.json", "/"):
                 assert requests.get(address + path, headers=headers, timeout=60).status_code == status
@@ -130,6 +135,41 @@ def test_bentoml_serves_the_champion_on_this_machine_alone(champion: Clone) -> N
         sockets = [each for one in (psutil.Process(process.pid), *processes) for each in one.net_connections("inet")]
         listening = {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
         assert listening == {"127.0.0.1"}
+
+
+def test_another_champion_takes_its_place_while_it_is_asked(champion: Clone) -> None:
+    port, client, answers, ends = free_port(), MlflowClient(store(champion)), list[requests.Response](), threading.Event()
+    body = {"prompt": "def main(", "max_new_tokens": 30}
+
+    def go_on() -> None:
+        while not ends.is_set():
+            answers.append(requests.post(f"http://127.0.0.1:{port}/generate", json=body, timeout=60))
+
+    with serving(champion, port, PROSEMILL_FOLLOW_SECONDS="1"):
+        asking = [threading.Thread(target=go_on) for _ in range(4)]
+        for thread in asking:
+            thread.start()
+        try:
+            client.set_registered_model_alias("prosemill", "champion", "2")
+            until(lambda: bool(answers) and answers[-1].json().get("model_version") == 2, START_SECONDS, "the other version is served")
+        finally:
+            client.set_registered_model_alias("prosemill", "champion", "1")
+        until(lambda: bool(answers) and answers[-1].json().get("model_version") == 1, START_SECONDS, "the first version is served again")
+        ends.set()
+        for thread in asking:
+            thread.join()
+    assert {answer.status_code for answer in answers} == {200}
+
+
+def test_with_keys_others_may_come_in_and_need_one(champion: Clone) -> None:
+    port, key = free_port(), "a-key-of-some-length"
+    with serving(champion, port, "--host", "0.0.0.0", PROSEMILL_API_KEYS=key):  # noqa: S104
+        answers = [
+            requests.get(f"http://127.0.0.1:{port}/{path}", headers={"Authorization": f"Bearer {given}"} if given else {}, timeout=60)
+            for path in ("metrics", "v1/models", "docs.json", "livez")
+            for given in ("", key + "x", key)
+        ]
+    assert [answer.status_code for answer in answers] == [401, 401, 200] * 3 + [200] * 3
 
 
 def test_an_altered_champion_is_not_served(champion: Clone) -> None:

@@ -46,7 +46,7 @@ def serving(folder: Path, **settings: float) -> Iterator[Served]:
     with Writer.open(folder, precision="fp32", num_rows=chosen.num_rows) as writer, socket.create_server(("127.0.0.1", 0)) as door:
         app = make_app()
         registry = CollectorRegistry()
-        app.state.desk = Desk(Champion(VERSION, "fp32", writer), chosen, Meters(registry))
+        app.state.desk = Desk(Champion(VERSION, "fp32", writer, lambda: None), chosen, Meters(registry))
         server = uvicorn.Server(uvicorn.Config(Guard(app), log_level="warning"))
         thread = threading.Thread(target=server.run, args=([door],))
         thread.start()

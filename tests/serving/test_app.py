@@ -239,6 +239,18 @@ def leave(served: Served, path: str, body: dict[str, Any], stays: Callable[[], o
         stays()
 
 
+def slow_down(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a step take 20 ms at least."""
+    decoder = served.desk.champion.writer.engine._decoder
+    step = decoder.step
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(0.02)
+        return step(*given)
+
+    monkeypatch.setattr(decoder, "step", slowly)
+
+
 def is_empty(served: Served) -> bool:
     return served.desk.admission.num_requests == served.desk.champion.writer.engine.num_running == 0
 
@@ -246,13 +258,7 @@ def is_empty(served: Served) -> bool:
 @pytest.mark.parametrize("path", ["/generate", "/generate/stream", "/v1/completions"])
 def test_a_client_that_goes_frees_its_row_and_its_place(served: Served, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = served.desk.champion.writer.engine
-    step = engine._decoder.step
-
-    def slowly(*given: Any) -> Any:
-        time.sleep(0.02)
-        return step(*given)
-
-    monkeypatch.setattr(engine._decoder, "step", slowly)
+    slow_down(served, monkeypatch)
     before = engine.num_steps
     body: dict[str, Any] = {"prompt": PROMPT, "temperature": 0}
     body |= {"model": "prosemill", "max_tokens": 200} if path.startswith("/v1") else {"max_new_tokens": 200}
@@ -299,20 +305,21 @@ def test_tokens_are_counted_too_and_a_large_request_comes_in_alone(serve: Callab
     waiting.close()
 
 
-def test_at_its_deadline_an_answer_ends_with_what_it_has(serve: Callable[..., Served]) -> None:
-    served = serve(deadline=0.1)
-    answers = [ask(served, LONG | {"seed": seed}) for seed in range(8)]
-    assert {answer.status_code for answer in answers} == {200}
-    late = [answer.json() for answer in answers if answer.json()["finish_reason"] == "deadline"]
-    assert late
-    for answer in late:
-        assert answer["usage"]["completion_tokens"] < 200
-        assert answer["timings"]["seconds"] < 5
-    assert ask(served, LONG | {"timeout": 1e-6}).json()["finish_reason"] == "deadline"
+def test_at_its_deadline_an_answer_ends_with_what_it_has(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(deadline=1.0)
+    body = LONG | {"temperature": 0}
+    whole = ask(served, body).json()["generated_text"]
+    slow_down(served, monkeypatch)
+    answer = ask(served, body).json()
+    assert answer["finish_reason"] == "deadline"
+    assert 0 < answer["usage"]["completion_tokens"] < 100
+    assert whole.startswith(answer["generated_text"])
+    assert 0 < len(answer["generated_text"]) < len(whole)
+    assert ask(served, body | {"timeout": 1e-6}).json()["finish_reason"] == "deadline"
 
 
 def test_prometheus_is_told_of_tokens_times_and_ends_and_of_no_text(serve: Callable[..., Served]) -> None:
-    served = serve(max_requests=1, deadline=0.2)
+    served = serve(max_requests=1)
     usage = ask(served, GREEDY).json()["usage"]
     assert served.meter("model_version") == VERSION
     assert served.meter("prompt_tokens_total") == usage["prompt_tokens"]

@@ -1,0 +1,85 @@
+"""Another champion takes its place while requests come: none fails, and each gets its text from one version alone."""
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from prosemill.generation.writer import Writer
+from prosemill.serving.champion import Champion
+from tests.models import write_model
+from tests.serving.conftest import NUM_ROWS, VERSION, Served, wait_until
+
+BODY: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 40, "temperature": 0}
+NUM_CLIENTS = 8
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    folder = tmp_path_factory.mktemp("other")
+    write_model(folder, "llama", tiny_model, context_size=64, seed=5)
+    return folder
+
+
+def load(folder: Path, version: int) -> Champion:
+    with ExitStack() as stack:
+        writer = stack.enter_context(Writer.open(folder, precision="fp32", num_rows=NUM_ROWS))
+        return Champion(version, "fp32", writer, stack.pop_all().close)
+
+
+def ask(served: Served) -> requests.Response:
+    return requests.post(f"{served.url}/generate", json=BODY, timeout=60)
+
+
+def test_a_swap_under_load_fails_no_request(serve: Callable[..., Served], tiny_model: Path, other_model: Path) -> None:
+    served, answers, ends = serve(), list[requests.Response](), threading.Event()
+
+    def go_on() -> None:
+        while not ends.is_set():
+            answers.append(ask(served))
+
+    clients = [threading.Thread(target=go_on) for _ in range(NUM_CLIENTS)]
+    for client in clients:
+        client.start()
+    for version, folder in ((8, other_model), (9, tiny_model), (10, other_model)):
+        wait_until(
+            lambda: len({answer.json()["model_version"] for answer in answers}) == served.desk.champion.version - VERSION + 1, "none"
+        )
+        before = served.desk.champion
+        served.desk.swap(load(folder, version))
+        assert version == 8 or not before.writer.engine.is_alive, "the one before is closed when its last visitor has gone"
+    wait_until(lambda: answers[-1].json()["model_version"] == 10, "the last is served")
+    ends.set()
+    for client in clients:
+        client.join()
+    assert {answer.status_code for answer in answers} == {200}
+    texts: dict[int, set[str]] = {}
+    for answer in answers:
+        texts.setdefault(answer.json()["model_version"], set()).add(answer.json()["generated_text"])
+    assert {version: len(each) for version, each in texts.items()} == {VERSION: 1, 8: 1, 9: 1, 10: 1}
+    assert texts[VERSION] == texts[9] != texts[8] == texts[10]
+    assert served.meter("model_version") == 10
+    served.desk.champion.close()
+
+
+def test_what_has_begun_ends_on_the_version_where_it_began(
+    serve: Callable[..., Served], other_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    expected = ask(served).json()["generated_text"]
+    before = served.desk.champion
+    with requests.post(f"{served.url}/generate/stream", json=BODY, stream=True, timeout=60) as waiting:
+        swapping = threading.Thread(target=served.desk.swap, args=[load(other_model, 8)])
+        swapping.start()
+        wait_until(lambda: served.desk.champion.version == 8, "newcomers are served by the new one")
+        told = waiting.content.decode()
+    swapping.join()
+    assert f'"model_version":{VERSION}' in told
+    assert ask(served).json()["model_version"] == 8
+    assert before is not served.desk.champion
+    assert ask(served).json()["generated_text"] != expected
+    served.desk.champion.close()

@@ -139,7 +139,7 @@ def test_bentoml_serves_the_champion_on_this_machine_alone(champion: Clone) -> N
 
 def test_another_champion_takes_its_place_while_it_is_asked(champion: Clone) -> None:
     port, client, answers, ends = free_port(), MlflowClient(store(champion)), list[requests.Response](), threading.Event()
-    body = {"prompt": "def main(", "max_new_tokens": 30}
+    body: dict[str, Any] = {"prompt": "def main(", "max_new_tokens": 30}
 
     def go_on() -> None:
         while not ends.is_set():

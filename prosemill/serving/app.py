@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from prosemill.registry.answers import name_answer
 from prosemill.serving import completions
 from prosemill.serving.admission import BusyError
-from prosemill.serving.desk import Desk, GoneError, read_all
+from prosemill.serving.desk import Desk, GoneError, unless_gone
 from prosemill.serving.errors import EngineError, TooLongError, error_body, refusal
 from prosemill.serving.events import EventStream, event
 from prosemill.serving.messages import Ending, GenerateAnswer, GenerateRequest, ScoreAnswer, ScoreRequest
@@ -49,7 +49,7 @@ async def generate(request: Request, wanted: GenerateRequest) -> GenerateAnswer:
     with desk.visit() as champion:
         tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
         with desk.enter(champion, tokens, [wanted.settings(len(tokens))], deadline=wanted.timeout) as (stream,):
-            text = await read_all(request, stream)
+            text = await unless_gone(request, stream.text())
     return GenerateAnswer(generated_text=text, **Ending.of(name_answer(champion.version), champion.version, stream))
 
 
@@ -73,7 +73,7 @@ async def score(request: Request, wanted: ScoreRequest) -> ScoreAnswer:
             framed = await run_in_threadpool(champion.writer.frame, wanted.text)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
-        nll = await desk.score(champion, framed)
+        nll = await unless_gone(request, desk.score(champion, framed))
     return ScoreAnswer(
         id=name_answer(champion.version),
         model_version=champion.version,

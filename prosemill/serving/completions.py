@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from prosemill.registry.answers import name_answer
 from prosemill.registry.store import MODEL_NAME
-from prosemill.serving.desk import Desk, read_all
+from prosemill.serving.desk import Desk, unless_gone
 from prosemill.serving.errors import EngineError, error_body, refusal
 from prosemill.serving.events import EventStream, event
 from prosemill.serving.messages import MOST_ANSWERS, CompletionRequest, Usage
@@ -45,7 +45,7 @@ async def complete(request: Request, wanted: CompletionRequest) -> Response:
         if wanted.stream:
             has_usage = bool((wanted.stream_options or {}).get("include_usage"))
             return EventStream(_events(streams, head, has_usage=has_usage), stack.pop_all().close)
-        texts = await asyncio.gather(*(read_all(request, stream) for stream in streams))
+        texts = await unless_gone(request, asyncio.gather(*(stream.text() for stream in streams)))
     choices = [_choice(index, text, stream) for index, (text, stream) in enumerate(zip(texts, streams, strict=True))]
     return JSONResponse(head | {"choices": choices, "usage": Usage.of(*streams).model_dump()})
 

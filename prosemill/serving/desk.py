@@ -1,14 +1,15 @@
 """Where requests to the champion come in: admitted, held to their deadline, and dropped when their client goes.
 
-with desk.enter(tokens, [settings], deadline=None) as (stream,):
-    text = await read_all(request, stream)
+with desk.visit() as champion, desk.enter(champion, tokens, [settings], deadline=None) as (stream,):
+    text = await unless_gone(request, stream.text())
 """
 
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 from fastapi import Request
 
@@ -22,6 +23,8 @@ from prosemill.serving.errors import EngineError, TooLongError, refused_by_engin
 from prosemill.serving.meters import Meters, Outcome
 from prosemill.serving.settings import ServiceSettings
 from prosemill.serving.stream import Stream
+
+T = TypeVar("T")
 
 MOST_TOKENS = 4096
 """Of a prompt, where the model sets no bound: an encoder reads it in one go, and all others wait meanwhile."""
@@ -116,8 +119,9 @@ class Desk:
         def deliver(found: float | Exception) -> None:
             loop.call_soon_threadsafe(lambda: None if answer.done() else answer.set_result(found))
 
-        with self._admit(num_tokens, 1), refused_by_engine():
-            scoring = champion.writer.engine.score(framed.given, framed.tokens, framed.labels, deliver)
+        with self._admit(num_tokens, 1):
+            with refused_by_engine():
+                scoring = champion.writer.engine.score(framed.given, framed.tokens, framed.labels, deliver)
             try:
                 async with asyncio.timeout(self.deadline):
                     found = await answer
@@ -144,26 +148,17 @@ class Desk:
         self._meters.note_rows(self._champion.writer.engine.num_running)
 
 
-async def read_all(request: Request, stream: Stream) -> str:
-    """All of a stream's text.
-
-    Raises:
-        GoneError: the client went before.
-        EngineError: the engine could not write.
-    """
-    reading, leaving = asyncio.ensure_future(_joined(stream)), asyncio.ensure_future(_left(request))
+async def unless_gone(request: Request, answer: Awaitable[T]) -> T:
+    """What is awaited, which ends with its client. Raises `GoneError` if the client goes before, and what is raised there."""
+    answering, leaving = asyncio.ensure_future(answer), asyncio.ensure_future(_left(request))
     try:
-        await asyncio.wait({reading, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not reading.done():
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
             raise GoneError
-        return reading.result()
+        return answering.result()
     finally:
-        reading.cancel()
+        answering.cancel()
         leaving.cancel()
-
-
-async def _joined(stream: Stream) -> str:
-    return "".join([piece async for piece in stream])
 
 
 async def _left(request: Request) -> None:

@@ -77,6 +77,10 @@ class Stream:
         if self._end.reason == "failed" or (self._end.reason == "cancelled" and not self._is_late):
             raise EngineError(f"the model could not answer: {self._end.error or 'the engine has ended'}")
 
+    async def text(self) -> str:
+        """All of its text. Raises `EngineError` if it failed."""
+        return "".join([piece async for piece in self])
+
     async def _next(self) -> Event:
         """The next event; after the deadline the engine is told to end, and what it has sent by then still comes."""
         if not self._is_late:

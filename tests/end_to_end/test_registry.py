@@ -51,9 +51,9 @@ def serve(clone: Clone, *options: str) -> str:
 
 
 @contextmanager
-def serving(clone: Clone, port: int, *options: str, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
+def serving(clone: Clone, port: int, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
     """A `bentoml serve` that is ready."""
-    command = ["bentoml", "serve", "--port", str(port), *options]
+    command = ["bentoml", "serve", "--port", str(port)]
     with subprocess.Popen(command, cwd=clone.folder, env=clone.environment | environment) as process:
         try:
             until(lambda: process.poll() is not None or is_ready(port), START_SECONDS, "the service is ready")
@@ -161,9 +161,9 @@ def test_another_champion_takes_its_place_while_it_is_asked(champion: Clone) -> 
     assert {answer.status_code for answer in answers} == {200}
 
 
-def test_with_keys_others_may_come_in_and_need_one(champion: Clone) -> None:
+def test_where_there_are_keys_every_route_but_health_needs_one(champion: Clone) -> None:
     port, key = free_port(), "a-key-of-some-length"
-    with serving(champion, port, "--host", "0.0.0.0", PROSEMILL_API_KEYS=key):  # noqa: S104
+    with serving(champion, port, PROSEMILL_API_KEYS=key):
         answers = [
             requests.get(f"http://127.0.0.1:{port}/{path}", headers={"Authorization": f"Bearer {given}"} if given else {}, timeout=60)
             for path in ("metrics", "v1/models", "docs.json", "livez")

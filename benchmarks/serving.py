@@ -6,7 +6,7 @@ and reads the stream.
 
 Reported are the time to the first token, the mean time of each further one, tokens a second, rejections (429), and goodput: answers a
 second whose first token came within `--first` and the others within `--per-token` seconds. On a machine with more than two cores the client
-keeps to the last of them.
+keeps to the last of them. A service that asks for a key is sent the one in `PROSEMILL_API_KEY`.
 """
 
 import asyncio

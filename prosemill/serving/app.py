@@ -61,7 +61,7 @@ async def generate_stream(request: Request, wanted: GenerateRequest) -> Response
         champion = stack.enter_context(desk.visit())
         tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
         (stream,) = stack.enter_context(desk.enter(champion, tokens, [wanted.settings(len(tokens))], deadline=wanted.timeout))
-        return EventStream(_events(stream, champion.version), stack.pop_all().close)
+        return EventStream(_events(stream, champion.version), stack.pop_all().close, seconds=desk.deadline)
 
 
 @router.post("/score")

@@ -44,7 +44,7 @@ async def complete(request: Request, wanted: CompletionRequest) -> Response:
         streams = stack.enter_context(desk.enter(champion, tokens, wanted.settings(seed), deadline=None))
         if wanted.stream:
             has_usage = bool((wanted.stream_options or {}).get("include_usage"))
-            return EventStream(_events(streams, head, has_usage=has_usage), stack.pop_all().close)
+            return EventStream(_events(streams, head, has_usage=has_usage), stack.pop_all().close, seconds=desk.deadline)
         texts = await unless_gone(request, asyncio.gather(*(stream.text() for stream in streams)))
     choices = [_choice(index, text, stream) for index, (text, stream) in enumerate(zip(texts, streams, strict=True))]
     return JSONResponse(head | {"choices": choices, "usage": Usage.of(*streams).model_dump()})

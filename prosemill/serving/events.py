@@ -1,12 +1,14 @@
 """Server-sent events (HTML standard, section 9.2): an answer that comes piece by piece, each as JSON."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
 
 
 def event(data: BaseModel | dict[str, Any] | str, name: str | None = None) -> str:
@@ -17,17 +19,28 @@ def event(data: BaseModel | dict[str, Any] | str, name: str | None = None) -> st
 
 
 class EventStream(StreamingResponse):
-    """Sends events, and calls `close` however that ends: also if the client goes before the first."""
+    """Sends events, and calls `close` however that ends: also if the client goes before the first, or does not read for `seconds`."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[str], close: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncIterator[str], close: Callable[[], None], *, seconds: float) -> None:
         super().__init__(events, headers={"Cache-Control": "no-store"})
-        self._close = close
+        self._close, self._seconds = close, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As an ASGI application."""
+
+        async def send_in_time(message: Message) -> None:
+            # A client that keeps its connection and reads nothing would hold its place, and the version that writes for it, for ever.
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await send(message)
+            except TimeoutError:
+                raise ClientDisconnect from None
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_in_time)
+        except ClientDisconnect:
+            return
         finally:
             self._close()

@@ -1,0 +1,45 @@
+"""A stream lets go of what it holds however it ends."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from prosemill.serving.events import EventStream, event
+
+HTTP = {"type": "http", "asgi": {"spec_version": "2.3"}}
+
+
+async def endless() -> AsyncIterator[str]:
+    while True:
+        yield event({"text": "more"})
+        await asyncio.sleep(0)
+
+
+async def nothing_comes() -> Any:
+    await asyncio.Event().wait()
+
+
+async def never_taken(message: Any) -> None:
+    if message["type"] == "http.response.body":
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("version", ["2.3", "2.4"])
+def test_a_client_that_reads_nothing_is_let_go(version: str) -> None:
+    closed = list[bool]()
+    stream = EventStream(endless(), lambda: closed.append(True), seconds=0.1)
+    scope = HTTP | {"asgi": {"spec_version": version}}
+    asyncio.run(asyncio.wait_for(stream(scope, nothing_comes, never_taken), timeout=10))
+    assert closed == [True]
+
+
+def test_a_client_that_goes_before_the_first_event_is_let_go() -> None:
+    async def gone() -> Any:
+        return {"type": "http.disconnect"}
+
+    closed = list[bool]()
+    stream = EventStream(endless(), lambda: closed.append(True), seconds=10)
+    asyncio.run(asyncio.wait_for(stream(HTTP, gone, never_taken), timeout=5))
+    assert closed == [True]

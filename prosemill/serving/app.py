@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -53,7 +54,7 @@ async def generate(request: Request, wanted: GenerateRequest) -> GenerateAnswer:
     return GenerateAnswer(generated_text=text, **Ending.of(name_answer(champion.version), champion.version, stream))
 
 
-@router.post("/generate/stream", response_class=EventStream, response_model=None)
+@router.post("/generate/stream", response_class=StreamingResponse, responses={200: {"content": {EventStream.media_type: {}}}})
 async def generate_stream(request: Request, wanted: GenerateRequest) -> Response:
     """Continue a prompt, as events: `text` with each piece, and at last `end`."""
     desk: Desk = request.app.state.desk

@@ -223,6 +223,14 @@ def test_what_is_no_json_is_refused(served: Served, content: bytes) -> None:
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_the_openapi_document_names_all_routes(served: Served) -> None:
+    answer = requests.get(f"{served.url}/openapi.json", timeout=60)
+    assert answer.status_code == 200
+    paths = answer.json()["paths"]
+    assert set(paths) == {"/generate", "/generate/stream", "/score", "/v1/completions", "/v1/models"}
+    assert "text/event-stream" in paths["/generate/stream"]["post"]["responses"]["200"]["content"]
+
+
 def test_another_path_or_method_has_the_same_shape(served: Served) -> None:
     for answer in (requests.get(f"{served.url}/nowhere", timeout=60), requests.get(f"{served.url}/generate", timeout=60)):
         assert answer.status_code in (404, 405)

@@ -3,13 +3,15 @@
 A document's first token is predicted from the end-of-text token, in training and in evaluation alike.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from prosemill.families.family import IGNORED, Batch, Family, Window
 
 if TYPE_CHECKING:
     import torch
+
+    from prosemill.generation.layout import Layer, Layout
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
 
@@ -112,3 +114,20 @@ def position_ids(blocks: "torch.Tensor", end_of_text_id: int) -> "torch.Tensor":
     index = torch.arange(blocks.shape[1], device=blocks.device).expand_as(blocks)
     starts = torch.where(blocks == end_of_text_id, index, 0).cummax(dim=1).values
     return index - starts
+
+
+def gpt_layout(model: Any, layer: Callable[[Any], "Layer"]) -> "Layout":
+    """The layout of a model whose parts are called as GPT-2's, with what makes a layer of each of its blocks."""
+    from prosemill.generation.layout import Layout, Matrix, centred
+
+    body, config = model.transformer, model.config
+    return Layout(
+        embedding=body.wte.weight,
+        positions=body.wpe.weight,
+        layers=tuple(layer(block) for block in body.h),
+        norm=centred(body.ln_f),
+        head=Matrix(model.lm_head.weight),
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_attention_heads,
+        head_size=config.hidden_size // config.num_attention_heads,
+    )

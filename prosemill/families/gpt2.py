@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from prosemill.families.decoder import Decoder
+from prosemill.families.decoder import Decoder, gpt_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -34,9 +34,7 @@ class Gpt2(Decoder):
         )
 
     def layout(self, model: Any) -> "Layout":
-        from prosemill.generation.layout import Attention, FeedForward, Layer, Layout, Matrix, centred
-
-        body, config = model.transformer, model.config
+        from prosemill.generation.layout import Attention, FeedForward, Layer, Matrix, centred
 
         def matrix(module: Any) -> Matrix:
             return Matrix(module.weight.T, module.bias)  # transformers' Conv1D is [in, out]
@@ -58,16 +56,7 @@ class Gpt2(Decoder):
                 ),
             )
 
-        return Layout(
-            embedding=body.wte.weight,
-            positions=body.wpe.weight,
-            layers=tuple(layer(block) for block in body.h),
-            norm=centred(body.ln_f),
-            head=Matrix(model.lm_head.weight),
-            num_heads=config.n_head,
-            num_kv_heads=config.n_head,
-            head_size=config.n_embd // config.n_head,
-        )
+        return gpt_layout(model, layer)
 
 
 FAMILY = Gpt2()

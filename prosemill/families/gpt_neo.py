@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from prosemill.families.decoder import Decoder
+from prosemill.families.decoder import Decoder, gpt_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -38,9 +38,9 @@ class GptNeo(Decoder):
         )
 
     def layout(self, model: Any) -> "Layout":
-        from prosemill.generation.layout import Attention, FeedForward, Layer, Layout, Matrix, centred, stack
+        from prosemill.generation.layout import Attention, FeedForward, Layer, centred, stack
 
-        body, config = model.transformer, model.config
+        config = model.config
 
         def layer(block: Any) -> Layer:
             attention = block.attn.attention
@@ -61,16 +61,7 @@ class GptNeo(Decoder):
                 ),
             )
 
-        return Layout(
-            embedding=body.wte.weight,
-            positions=body.wpe.weight,
-            layers=tuple(layer(block) for block in body.h),
-            norm=centred(body.ln_f),
-            head=Matrix(model.lm_head.weight),
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_heads,
-            head_size=config.hidden_size // config.num_heads,
-        )
+        return gpt_layout(model, layer)
 
 
 FAMILY = GptNeo()

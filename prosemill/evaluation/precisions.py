@@ -8,20 +8,15 @@ The service's `auto` goes by these numbers. They are of this processor's kernels
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
 from typing import get_args
 
-import torch
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from prosemill.evaluation.scoring import Score
 from prosemill.families import family_of_model
 from prosemill.families.family import IGNORED, Batch
-from prosemill.generation.decoder import Decoder
+from prosemill.generation.decoder import CHUNK, Decoder
 from prosemill.generation.kernels import Precision
-
-PIECE = 64  # tokens that are read at once
 
 
 def measure_precisions(
@@ -81,7 +76,6 @@ def _nll(decoder: Decoder, batch: Batch) -> float:
     tokens = batch.get("decoder_input_ids", batch["input_ids"])[0].tolist()
     if "decoder_input_ids" in batch:
         decoder.encode(0, batch["input_ids"][0].tolist())
-    pieces = [tokens[begin : begin + PIECE] for begin in range(0, len(tokens), PIECE)]
-    begins = accumulate(map(len, pieces), initial=0)
-    logits = [decoder.read(0, piece, begin=begin, only_last=False) for piece, begin in zip(pieces, begins, strict=False)]
-    return float(cross_entropy(torch.cat(logits).double(), batch["labels"][0], ignore_index=IGNORED, reduction="sum"))
+    labels = batch["labels"][0].tolist()
+    begins = range(0, len(tokens), CHUNK)
+    return math.fsum(decoder.nll(0, tokens[begin : begin + CHUNK], labels[begin : begin + CHUNK], begin=begin) for begin in begins)

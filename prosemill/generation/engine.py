@@ -22,17 +22,13 @@ from functools import partial
 from typing import Literal, Self
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
 from prosemill.errors import first_line
-from prosemill.families.family import IGNORED
-from prosemill.generation.decoder import Decoder, bucket
+from prosemill.generation.attention import bucket
+from prosemill.generation.decoder import CHUNK, Decoder
 from prosemill.generation.sampling import Draws, Settings, choose
 from prosemill.generation.text import AnswerText
-
-CHUNK = 64
-"""Tokens of a prompt that are read at once, always from a multiple of it."""
 
 NUM_SPARE = 2
 """Rows of the decoder in which nobody gets tokens: one to read a prompt in, one through which two rows change places."""
@@ -96,7 +92,7 @@ class Scoring:
     """What an encoder reads; None for a model that has none."""
     tokens: Sequence[int]
     labels: Sequence[int]
-    """What the logits after each token predict; `IGNORED` is not scored."""
+    """What the logits after each token predict, as `Decoder.nll` takes them."""
     deliver: Callable[[float | Exception], None]
     is_cancelled: bool = False
     num_read: int = 0
@@ -182,15 +178,15 @@ class Engine:
             ValueError: prompt and new tokens are more than the model sees.
             RuntimeError: the engine has ended.
         """
-        is_read_by_encoder = self._decoder.layout.encode is not None
+        is_read_by_encoder = self._decoder.is_encoded
         num_needed = (1 if is_read_by_encoder else len(tokens)) + settings.max_new_tokens
         if self._context is not None and num_needed > self._context:
             raise ValueError(f"prompt and max_new_tokens are {num_needed} tokens, and the model sees {self._context} at most")
         given = [] if is_read_by_encoder else list(tokens)
         request = Request(list(tokens), settings, deliver, AnswerText(self._tokenizer, given, settings.stop), Draws(settings))
         if settings.repetition_penalty != 1:
-            request.seen = torch.zeros(len(self._decoder.layout.embedding), dtype=torch.bool)
-            request.seen[given or [self._decoder.layout.start]] = True
+            request.seen = torch.zeros(self._decoder.vocabulary_size, dtype=torch.bool)
+            request.seen[given or [self._decoder.start]] = True
         self._arrive(request)
         return request
 
@@ -202,7 +198,7 @@ class Engine:
         Args:
             given: What an encoder reads; None for a model that has none.
             tokens: What the model reads then.
-            labels: What the logits after each token predict; `IGNORED` is not scored.
+            labels: What the logits after each token predict, as `Decoder.nll` takes them.
             deliver: Called with the sum, or with why there is none.
 
         Raises:
@@ -274,11 +270,10 @@ class Engine:
         """Read a piece of a prompt; its tokens, and whether it was the last."""
         if request.begun is None:
             request.begun = time.monotonic()
-        layout = self._decoder.layout
-        if layout.encode is not None:
-            assert layout.start is not None
+        if self._decoder.is_encoded:
+            assert self._decoder.start is not None
             self._decoder.encode(self._reading, request.tokens)
-            request.logits = self._decoder.read(self._reading, [layout.start], begin=0)
+            request.logits = self._decoder.read(self._reading, [self._decoder.start], begin=0)
             request.num_read = 1
             return len(request.tokens), True
         piece = request.tokens[request.num_read : request.num_read + CHUNK]
@@ -293,15 +288,14 @@ class Engine:
             self._decoder.encode(self._reading, scoring.given)
             num_given = len(scoring.given)
         begin, end = scoring.num_read, scoring.num_read + CHUNK
-        logits = self._decoder.read(self._reading, scoring.tokens[begin:end], begin=begin, only_last=False)
-        labels = torch.tensor(scoring.labels[begin:end])
-        scoring.nll.append(float(cross_entropy(logits.double(), labels, ignore_index=IGNORED, reduction="sum")))
-        scoring.num_read += len(logits)
+        tokens = scoring.tokens[begin:end]
+        scoring.nll.append(self._decoder.nll(self._reading, tokens, scoring.labels[begin:end], begin=begin))
+        scoring.num_read += len(tokens)
         is_read = scoring.num_read == len(scoring.tokens)
         if is_read:
             with suppress(Exception):  # a receiver that is gone
                 scoring.deliver(math.fsum(scoring.nll))
-        return num_given + len(logits), is_read
+        return num_given + len(tokens), is_read
 
     def _join(self, request: Request) -> None:
         """Take a request whose prompt was read among those that run."""

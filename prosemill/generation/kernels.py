@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch.nn.functional import layer_norm, linear, pad
 
+from prosemill.generation import native
 from prosemill.generation.layout import Matrix, Norm
 
 Precision = Literal["fp32", "bf16", "int8", "int4"]
@@ -29,38 +30,32 @@ TINY = torch.finfo(torch.float32).tiny
 Product = Callable[[torch.Tensor], torch.Tensor]
 
 
-def prepare(matrix: Matrix, precision: Precision) -> Product:
-    """The matrix as what multiplies by it. One of a shape that int4's kernel does not take is held in int8, or else in bf16."""
-    weight, bias = matrix.weight.detach().float(), None if matrix.bias is None else matrix.bias.detach().float()
-    if precision == "fp32":
-        whole = weight.contiguous()
-        return lambda hidden: linear(hidden.float(), whole, bias)
-    product = _PREPARED[precision](weight)
-    return product if bias is None else lambda hidden: product(hidden).float().add_(bias)
+def prepare(matrix: Matrix, precision: Precision, norm: Norm | None = None) -> Product:
+    """A matrix, behind a norm if one is given, as what multiplies by it; each row, [rows, in], for itself.
 
-
-def prepare_head(matrix: Matrix, precision: Precision) -> Product:
-    """`prepare` for the matrix that makes the logits, the largest of all; they are in fp32.
-
-    Its weights in four bits would cost 2 % of bits per byte. With weights in eight, inputs in eight bits cost 0.2 % and save more than
-    half of its time, where the processor multiplies such numbers.
+    One of a shape that int4's kernel does not take is held in int8, or else in bf16.
     """
-    if precision not in ("int8", "int4") or matrix.bias is not None or not torch.cpu._is_vnni_supported():
-        whole = prepare(matrix, "int8" if precision == "int4" else precision)
-        return lambda hidden: whole(hidden).float()
-    levels, scales = _levels(matrix.weight.detach().float())
-    transposed, of_outputs = levels.t(), scales[:, 0]
-
-    def product(hidden: torch.Tensor) -> torch.Tensor:
-        of_rows = hidden.abs().amax(dim=1, keepdim=True).clamp_(min=TINY).div_(127)
-        rounded = torch.round(hidden / of_rows).to(torch.int8)
-        return torch._int_mm(rounded, transposed).float().mul_(of_outputs).mul_(of_rows)
-
-    return product
+    library = native.load()
+    if precision == "int8" and library is not None:
+        return native.NativeProduct(library, matrix, norm)
+    product, bias = _PREPARED[precision](matrix.weight.detach().float()), None if matrix.bias is None else matrix.bias.detach().float()
+    read = _unchanged if norm is None else _prepare_norm(norm)
+    if bias is None:
+        return lambda hidden: product(read(hidden))
+    return lambda hidden: product(read(hidden)).float().add_(bias)
 
 
-def prepare_norm(norm: Norm) -> Product:
-    """The norm of each row, [rows, width]."""
+def prepare_head(matrix: Matrix, precision: Precision, norm: Norm) -> Product:
+    """`prepare` for the matrix that makes the logits, in fp32. Its weights in four bits would cost 2 % of bits per byte."""
+    product = prepare(matrix, "int8" if precision == "int4" else precision, norm)
+    return lambda hidden: product(hidden).float()
+
+
+def _unchanged(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden
+
+
+def _prepare_norm(norm: Norm) -> Product:
     weight, shape, epsilon = norm.weight.detach().float(), norm.weight.shape, norm.epsilon
     if norm.bias is not None:
         bias = norm.bias.detach().float()
@@ -68,6 +63,11 @@ def prepare_norm(norm: Norm) -> Product:
     # The root of a mean of squares is a length; torch's own `rms_norm` takes twice as long on a CPU.
     scaled, shortest = weight * len(weight) ** 0.5, torch.tensor((len(weight) * epsilon) ** 0.5)
     return lambda hidden: hidden / torch.hypot(torch.linalg.vector_norm(hidden, dim=-1, keepdim=True), shortest) * scaled
+
+
+def _fp32(weight: torch.Tensor) -> Product:
+    whole = weight.contiguous()
+    return lambda hidden: linear(hidden.float(), whole)
 
 
 def _bf16(weight: torch.Tensor) -> Product:
@@ -89,15 +89,9 @@ def _int8(weight: torch.Tensor) -> Product:
     """A scale for each output."""
     if weight.shape[1] % WIDTH:
         return _bf16(weight)
-    levels, scales = _levels(weight)
-    rounded = scales[:, 0].to(torch.bfloat16)
-    return lambda hidden: torch._weight_int8pack_mm(hidden.bfloat16(), levels, rounded)
-
-
-def _levels(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights as whole numbers of eight bits, and each row's scale, [out, 1]."""
     scales = weight.abs().amax(dim=1, keepdim=True).clamp(min=TINY) / 127
-    return torch.round(weight / scales).to(torch.int8).contiguous(), scales
+    levels, rounded = torch.round(weight / scales).to(torch.int8).contiguous(), scales[:, 0].to(torch.bfloat16)
+    return lambda hidden: torch._weight_int8pack_mm(hidden.bfloat16(), levels, rounded)
 
 
 def _int4(weight: torch.Tensor) -> Product:
@@ -115,4 +109,4 @@ def _int4(weight: torch.Tensor) -> Product:
     return lambda hidden: torch._weight_int4pack_mm_for_cpu(hidden.bfloat16(), packed, GROUP, settings)
 
 
-_PREPARED: dict[str, Callable[[torch.Tensor], Product]] = {"bf16": _bf16, "int8": _int8, "int4": _int4}
+_PREPARED: dict[str, Callable[[torch.Tensor], Product]] = {"fp32": _fp32, "bf16": _bf16, "int8": _int8, "int4": _int4}

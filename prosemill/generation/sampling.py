@@ -15,8 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from prosemill.generation import native
+
 CANDIDATES = 256
 """The likeliest tokens that are looked at first. Sorting a whole vocabulary takes as long as half a step of a small model."""
+
+LEAST = 1e-30
+"""Share of the likeliest token's probability below which there is no looking step by step for more."""
 
 Sums = npt.NDArray[np.float64]
 
@@ -65,6 +70,11 @@ class Draws:
         return torch.rand((), generator=self._generator, dtype=torch.float64).item()
 
 
+def _drawing(draws: Draws) -> native.Drawing:
+    settings = draws.settings
+    return native.Drawing(settings.temperature, settings.top_k, settings.top_p, draws.next() if settings.temperature else 0.0)
+
+
 def choose(logits: torch.Tensor, draws: Sequence[Draws], seen: Sequence[torch.Tensor | None]) -> list[int]:
     """The next token of each row.
 
@@ -80,6 +90,9 @@ def choose(logits: torch.Tensor, draws: Sequence[Draws], seen: Sequence[torch.Te
             of_row = seen[row]
             assert of_row is not None
             logits[row] = penalise(logits[row], of_row, draws[row].settings.repetition_penalty)
+    library = native.load()
+    if library is not None:
+        return native.choose(library, logits, [_drawing(each) for each in draws])
     tokens = [0] * len(draws)
     drawn = [row for row, each in enumerate(draws) if each.settings.temperature > 0]
     greedy = [row for row, each in enumerate(draws) if each.settings.temperature == 0]
@@ -113,17 +126,36 @@ def _draw(logits: torch.Tensor, draws: Sequence[Draws]) -> list[int]:
     for row, each in enumerate(draws):
         candidates, sums = ids[row], shares[row]
         if not _are_enough(sums, each.settings, size):
-            ordered, candidates = torch.sort(weights[row], descending=True, stable=True)
-            sums = (torch.cumsum(ordered.double(), dim=-1) / totals[row]).numpy()
+            candidates = _likelier(weights[row], float(totals[row]), each.settings)
+            sums = (torch.cumsum(weights[row][candidates].double(), dim=-1) / totals[row]).numpy()
         tokens.append(int(candidates[_pick(sums, each)]))
     return tokens
 
 
+def _likelier(weights: torch.Tensor, total: float, settings: Settings) -> torch.Tensor:
+    """Tokens among which are all that may be drawn, the likeliest first; where it does not matter, in their own order.
+
+    Args:
+        weights: In proportion to their probability, the greatest of them 1, [vocabulary].
+        total: The sum of these.
+        settings: What may be drawn.
+    """
+    if settings.top_k:
+        return torch.topk(weights, min(settings.top_k, len(weights))).indices
+    if settings.top_p == 1:
+        return torch.arange(len(weights))
+    least = 1.0
+    while least > LEAST and float(weights[weights >= least].sum()) < settings.top_p * total:
+        least /= 4
+    ids = torch.nonzero(weights >= (least if least > LEAST else 0)).flatten()
+    return ids[torch.sort(weights[ids], descending=True, stable=True).indices]
+
+
 def _are_enough(sums: Sums, settings: Settings, size: int) -> bool:
     """Whether all tokens that may be drawn are among the candidates."""
-    if len(sums) == size or 0 < settings.top_k <= len(sums):
-        return True
-    return settings.top_k == 0 and sums[-1] >= settings.top_p
+    if settings.top_k:
+        return settings.top_k <= len(sums) or len(sums) == size
+    return settings.top_p < 1 and sums[-1] >= settings.top_p
 
 
 def _pick(sums: Sums, draws: Draws) -> int:

@@ -81,8 +81,7 @@ class Writer:
         transformers_logging.disable_progress_bar()
         family, tokenizer = family_of(folder), load_tokenizer(folder)
         model = load_model(folder)
-        reading: Precision = "bf16" if precision != "fp32" and _multiplies_bf16() else precision
-        decoder = Decoder(family.layout(model), precision=precision, num_rows=num_rows + NUM_SPARE, reading=reading)
+        decoder = Decoder(family.layout(model), precision=precision, num_rows=num_rows + NUM_SPARE)
         context = family.context_size(model.config.to_dict())
 
         with Engine(decoder, tokenizer, stops=stop_tokens(tokenizer, end_of_text_id(tokenizer)), context=context) as engine:

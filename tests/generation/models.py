@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from prosemill.families import Family, families
+from prosemill.generation import native
 from prosemill.params import ScratchModel
 from prosemill.precision import choose_arithmetic
 from tests.models import VOCABULARY
@@ -20,6 +21,8 @@ multiplies_bf16 = pytest.mark.skipif(
     choose_arithmetic("auto", torch.device("cpu")) != "bf16",
     reason="this CPU does not multiply bf16, and what stands in for it multiplies few rows in another way than many",
 )
+
+compiles = pytest.mark.skipif(native.load() is None, reason="the native kernels need a processor with AVX-512 VNNI, and gcc")
 
 INVARIANT = [pytest.param("bf16", marks=multiplies_bf16), "int8", "int4"]
 """Precisions in which a row's bits depend on nothing but the row."""

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from prosemill.families import families
-from prosemill.generation.decoder import BUCKET, Decoder, bucket
-from prosemill.generation.engine import CHUNK
+from prosemill.generation.attention import BUCKET, bucket
+from prosemill.generation.decoder import CHUNK, Decoder
 from prosemill.generation.kernels import GROUP, Precision, prepare
 from prosemill.generation.layout import Matrix
 from tests.generation.models import INVARIANT, Tiny, draw, multiplies_bf16, prompts
@@ -25,10 +25,10 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
 
 def read_prompt(decoder: Decoder, row: int, tokens: list[int]) -> tuple[torch.Tensor, int]:
     """Logits after a prompt, and how many tokens the decoder has read."""
-    if decoder.layout.encode is not None:
-        assert decoder.layout.start is not None
+    if decoder.is_encoded:
+        assert decoder.start is not None
         decoder.encode(row, tokens)
-        tokens = [decoder.layout.start]
+        tokens = [decoder.start]
     for begin in range(0, len(tokens), CHUNK):
         logits = decoder.read(row, tokens[begin : begin + CHUNK], begin=begin)
     return logits[0], len(tokens)
@@ -56,6 +56,7 @@ def test_greedy_text_is_that_of_generate(tiny: Tiny) -> None:
     assert len({token for row in found for token in row}) > NUM_STEPS, "the model repeats itself, which proves little"
 
 
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("precision", INVARIANT)
 def test_logits_are_the_same_bits_alone_and_among_others(tiny: Tiny, precision: Precision) -> None:
     given = prompts(LENGTHS)
@@ -65,6 +66,7 @@ def test_logits_are_the_same_bits_alone_and_among_others(tiny: Tiny, precision: 
         assert torch.equal(alone, found)
 
 
+@pytest.mark.usefixtures("arithmetic")
 @multiplies_bf16
 @pytest.mark.parametrize("family", sorted(families()))
 def test_attention_in_bf16_keeps_a_row_to_itself(family: str) -> None:
@@ -76,6 +78,7 @@ def test_attention_in_bf16_keeps_a_row_to_itself(family: str) -> None:
         assert torch.equal(alone, found)
 
 
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("precision", OTHERS)
 def test_other_precisions_come_near_to_fp32(tiny: Tiny, precision: Precision) -> None:
     given = prompts([40])
@@ -84,6 +87,7 @@ def test_other_precisions_come_near_to_fp32(tiny: Tiny, precision: Precision) ->
     assert 0 < error < {"bf16": 0.1, "int8": 0.2, "int4": 0.8}[precision]
 
 
+@pytest.mark.usefixtures("arithmetic")
 def test_a_text_goes_on_in_another_row(tiny: Tiny) -> None:
     decoder = Decoder(tiny.family.layout(tiny.model), precision="bf16", num_rows=3)
     [prompt] = prompts([90])
@@ -97,11 +101,11 @@ def test_a_text_goes_on_in_another_row(tiny: Tiny) -> None:
 def test_every_token_of_a_piece_has_logits_on_request(tiny: Tiny) -> None:
     decoder = Decoder(tiny.family.layout(tiny.model), precision="fp32", num_rows=1)
     [tokens] = prompts([BUCKET + 9])
-    if decoder.layout.encode is not None:
+    if decoder.is_encoded:
         decoder.encode(0, tiny.prompt(tokens))
     found = decoder.read(0, tokens, begin=0, only_last=False)
     batch = {"input_ids": torch.tensor([tokens])}
-    if decoder.layout.encode is not None:
+    if decoder.is_encoded:
         batch = {"input_ids": torch.tensor([tiny.prompt(tokens)]), "decoder_input_ids": batch["input_ids"]}
     with torch.inference_mode():
         expected = tiny.model(**batch).logits[0]
@@ -127,6 +131,7 @@ def test_int4_keeps_weights_that_have_sixteen_levels_in_each_group() -> None:
     assert torch.equal(product(identity), weight.T)
 
 
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("precision", get_args(Precision))
 def test_a_bias_is_added_and_a_width_that_does_not_fit_is_served(precision: Precision) -> None:
     generator = torch.Generator().manual_seed(0)

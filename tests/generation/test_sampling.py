@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from prosemill.generation import native
 from prosemill.generation.sampling import CANDIDATES, Draws, Settings, choose, penalise
+from tests.generation.models import compiles
 
 VOCABULARY = 2000
 NUM_DRAWS = 4000
@@ -15,6 +17,24 @@ NUM_DRAWS = 4000
 def logits(num_rows: int, *, spread: float = 2.0, seed: int = 0) -> torch.Tensor:
     """[num_rows, VOCABULARY] with one maximum a row."""
     return torch.randn(num_rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+WANTED: list[dict[str, Any]] = [
+    {"top_p": 0.5},
+    {"top_p": 0.9},
+    {"top_p": 1.0},
+    {"top_k": 5, "top_p": 1.0},
+    {"top_k": 5, "top_p": 0.7},
+    {"top_k": CANDIDATES + 100, "top_p": 0.95},
+    {"temperature": 0.3},
+    {"temperature": 3.0, "top_p": 0.99},
+]
+
+
+@compiles
+def test_logits_that_are_no_numbers_end_in_a_token() -> None:
+    broken = torch.full((1, VOCABULARY), torch.nan)
+    assert choose(broken, [Draws(Settings())], [None]) == [0]
 
 
 def one(row: torch.Tensor, draws: Draws) -> int:
@@ -33,20 +53,8 @@ def allowed(row: torch.Tensor, settings: Settings) -> set[int]:
     return set(torch.nonzero(left > -math.inf).flatten().tolist())
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"top_p": 0.5},
-        {"top_p": 0.9},
-        {"top_p": 1.0},
-        {"top_k": 5, "top_p": 1.0},
-        {"top_k": 5, "top_p": 0.7},
-        {"top_k": CANDIDATES + 100, "top_p": 0.95},
-        {"temperature": 0.3},
-        {"temperature": 3.0, "top_p": 0.99},
-    ],
-    ids=str,
-)
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize("settings", WANTED, ids=str)
 def test_draws_are_those_that_transformers_filters_leave(settings: dict[str, Any]) -> None:
     row, wanted = logits(1)[0], Settings(**settings)
     draws = Draws(wanted)
@@ -61,6 +69,7 @@ def test_draws_are_those_that_transformers_filters_leave(settings: dict[str, Any
     assert abs(found.count(likeliest) / NUM_DRAWS - expected) <= 4 * deviation + 1e-9
 
 
+@pytest.mark.usefixtures("arithmetic")
 def test_a_row_gets_the_same_alone_and_among_others() -> None:
     rows = logits(32).to(torch.bfloat16)
     settings = [Settings(seed=row, temperature=(0.0, 0.7, 1.0, 2.0)[row % 4], top_k=(0, 40)[row % 2]) for row in range(32)]
@@ -70,6 +79,17 @@ def test_a_row_gets_the_same_alone_and_among_others() -> None:
     assert together[::-1] == choose(rows.flip(0), [Draws(each) for each in settings[::-1]], seen)
 
 
+@compiles
+@pytest.mark.parametrize("settings", WANTED, ids=str)
+def test_the_native_kernels_draw_what_torch_draws(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, wanted = logits(40), Settings(**settings)
+    ours, theirs = ([Draws(wanted) for _ in rows] for _ in range(2))
+    found = [choose(rows, ours, [None] * len(rows)) for _ in range(5)]
+    monkeypatch.setattr(native, "load", lambda: None)
+    assert found == [choose(rows, theirs, [None] * len(rows)) for _ in range(5)]
+
+
+@pytest.mark.usefixtures("arithmetic")
 def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
     rows = logits(40)
     first, again, other = (
@@ -78,6 +98,7 @@ def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
     assert first == again != other
 
 
+@pytest.mark.usefixtures("arithmetic")
 def test_without_temperature_the_likeliest_token_comes() -> None:
     rows = logits(4)
     draws = [Draws(Settings(temperature=0)) for _ in range(4)]

@@ -1,0 +1,238 @@
+"""`native.c`, compiled at its first use and called: products and attention for processors with AVX-512 VNNI, where there is a C compiler.
+
+    if load() is not None:
+        product = NativeProduct(matrix, norm)
+        output = product(hidden)             # [rows, in] to [rows, out], fp32
+
+What it computes is the same to the bit whatever rows stand beside each other, with any number of threads.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from ctypes import CDLL, Structure, byref, c_double, c_float, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from prosemill.console import say
+from prosemill.errors import first_line
+from prosemill.generation.layout import Layout, Matrix, Norm
+
+SOURCE = Path(__file__).with_suffix(".c")
+COMPILER = "gcc"  # its OpenMP is the one that torch brings along
+FLAGS = ("-std=c11", "-O3", "-D_GNU_SOURCE", "-fopenmp", "-shared", "-fPIC")
+NUM_OUT, NUM_IN, LANES = 32, 64, 16
+"""As in the source: what outputs and inputs are filled up to, and outputs that lie side by side."""
+ZERO = 128
+"""The level that stands for 0."""
+MOST_IN = 2**16
+"""Inputs whose sum of products fits 32 bits."""
+FEWEST_ROWS_OF_TILES = 5
+"""For so many rows AMX is faster."""
+NEVER = 2**62
+
+
+class _Matrix(Structure):
+    _fields_ = (("levels", c_void_p), ("scales", c_void_p), ("bias", c_void_p), ("num_in", c_int64), ("num_out", c_int64))
+
+
+class _Norm(Structure):
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("epsilon", c_float))
+
+
+class _Attention(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("cache", "cosines", "sines", "distances")),
+        *((name, c_int64) for name in ("num_heads", "num_kv_heads", "head_size", "capacity", "num_distances")),
+    )
+
+
+class _Draw(Structure):
+    _fields_ = (("temperature", c_float), ("top_k", c_int64), ("top_p", c_double), ("number", c_double))
+
+
+@dataclass(frozen=True)
+class Library:
+    """The compiled functions."""
+
+    functions: CDLL
+    fewest_rows_of_tiles: int
+    """From how many rows on AMX multiplies."""
+
+
+@cache
+def load() -> Library | None:
+    """The library; None where the processor lacks the instructions, or there is no compiler, which is said."""
+    if platform.machine() != "x86_64" or not torch.cpu._is_vnni_supported():
+        return None
+    if (compiler := shutil.which(COMPILER)) is None:
+        say(f"no {COMPILER} is installed: weights of 8 bits take a slower way")
+        return None
+    try:
+        functions = CDLL(str(_compile(compiler)))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = error.stderr if isinstance(error, subprocess.CalledProcessError) else error
+        say(f"{SOURCE.name} does not compile: weights of 8 bits take a slower way ({first_line(reason)})")
+        return None
+    pointer = c_void_p
+    functions.product.argtypes = (pointer, c_int64, c_int64, pointer, pointer, pointer, c_int64, c_int64, c_int64)
+    functions.attend.argtypes = (pointer, pointer, c_int64, pointer, pointer, c_float, c_int64, pointer, c_int64)
+    functions.choose.argtypes = (pointer, c_int64, c_int64, pointer, pointer, c_int64)
+    has_tiles = torch.cpu._is_amx_tile_supported() and functions.request_amx()
+    return Library(functions, FEWEST_ROWS_OF_TILES if has_tiles else NEVER)
+
+
+def _compile(compiler: str) -> Path:
+    """The library's file, which is kept for the next process. Raises `OSError` or `CalledProcessError` if it cannot be made."""
+    from platformdirs import user_cache_path
+
+    version = subprocess.run([compiler, "-v"], capture_output=True, check=True).stderr
+    name = hashlib.sha256(b"".join((SOURCE.read_bytes(), version, " ".join(FLAGS).encode()))).hexdigest()
+    folder = user_cache_path("prosemill")
+    library = folder / f"native-{name[:16]}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor, scratch = tempfile.mkstemp(dir=folder, suffix=".so")
+    os.close(descriptor)
+    try:
+        subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", scratch, "-lm"], capture_output=True, text=True, check=True)
+        Path(scratch).replace(library)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+    return library
+
+
+class NativeProduct:
+    """A matrix of 8 bits, behind a norm if one is given, whose inputs are rounded to 16 bits."""
+
+    def __init__(self, library: Library, matrix: Matrix, norm: Norm | None) -> None:
+        self._library, (self._num_out, self._num_in) = library, matrix.weight.shape
+        assert self._num_in <= MOST_IN
+        levels, scales = _packed(matrix.weight.detach().float())
+        bias = None if matrix.bias is None else _filled(matrix.bias, len(scales))
+        self._tensors = [levels, scales, bias]
+        self._matrix = _Matrix(*map(_pointer, self._tensors), levels.shape[1] * levels.shape[3], len(scales))
+        self._norm = _Norm()
+        if norm is not None:
+            weights = [None if each is None else each.detach().float().contiguous() for each in (norm.weight, norm.bias)]
+            self._tensors += weights
+            self._norm = _Norm(*map(_pointer, weights), norm.epsilon)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, in] to [rows, out], both fp32."""
+        hidden = hidden.float().contiguous()
+        num_rows = hidden.shape[0]  # `len` takes as long as half of a small product
+        out = torch.empty(num_rows, self._num_out)
+        is_done = self._library.functions.product(
+            hidden.data_ptr(),
+            num_rows,
+            self._num_in,
+            byref(self._norm),
+            byref(self._matrix),
+            out.data_ptr(),
+            self._num_out,
+            self._library.fewest_rows_of_tiles,
+            torch.get_num_threads(),
+        )
+        if not is_done:
+            raise MemoryError
+        return out
+
+
+def _packed(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels [blocks, in / 4, LANES, 4] and scales [out] of a matrix, filled up."""
+    num_out, num_in = weight.shape
+    scales = weight.abs().amax(dim=1).clamp_(min=torch.finfo(torch.float32).tiny).div_(ZERO - 1)
+    levels = torch.full((-(-num_out // NUM_OUT) * NUM_OUT, -(-num_in // NUM_IN) * NUM_IN), ZERO, dtype=torch.uint8)
+    levels[:num_out, :num_in] = torch.round(weight / scales[:, None]).add_(ZERO).to(torch.uint8)
+    packed = levels.view(len(levels) // LANES, LANES, -1, 4).transpose(1, 2).contiguous()
+    return packed, _filled(scales, len(levels))
+
+
+def _filled(numbers: torch.Tensor, size: int) -> torch.Tensor:
+    filled = torch.zeros(size)
+    filled[: len(numbers)] = numbers.detach()
+    return filled
+
+
+def _pointer(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class Places(NamedTuple):
+    """Where tokens stand: each one's row and position, [tokens]."""
+
+    rows: torch.Tensor
+    positions: torch.Tensor
+
+
+class NativeAttention:
+    """Self-attention over a cache in bf16, [rows, 2 · key heads, capacity, head size]: keys, then values."""
+
+    def __init__(self, library: Library, layout: Layout) -> None:
+        self._library = library
+        tables = (*(layout.rotary or (None, None)), layout.distances)
+        self._tables = [None if table is None else table.detach().float().contiguous() for table in tables]
+        self._num_heads, self._num_kv_heads, self._head_size = layout.num_heads, layout.num_kv_heads, layout.head_size
+        self._num_distances = 0 if layout.distances is None else layout.distances.shape[1]
+
+    def __call__(self, cache: torch.Tensor, mixed: torch.Tensor, places: Places, *, scale: float, window: int | None) -> torch.Tensor:
+        """What tokens find, [tokens, heads · head size], once their own keys and values are in the cache.
+
+        Args:
+            cache: Of a layer.
+            mixed: Queries, keys and values of each token, [tokens, (heads + 2 · key heads) · head size], fp32; it is changed.
+            places: Where they stand.
+            scale: What scores are multiplied by.
+            window: Tokens that one sees, itself included; None for all before it.
+        """
+        assert mixed.is_contiguous()
+        assert mixed.dtype == torch.float32
+        sizes = (self._num_heads, self._num_kv_heads, self._head_size, cache.shape[2], self._num_distances)
+        layout = _Attention(cache.data_ptr(), *map(_pointer, self._tables), *sizes)
+        num_tokens = mixed.shape[0]
+        out = torch.empty(num_tokens, self._num_heads * self._head_size)
+        rows, positions = places
+        is_done = self._library.functions.attend(
+            byref(layout),
+            mixed.data_ptr(),
+            num_tokens,
+            rows.data_ptr(),
+            positions.data_ptr(),
+            scale,
+            window or 0,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        if not is_done:
+            raise MemoryError
+        return out
+
+
+class Drawing(NamedTuple):
+    """How a row's next token is drawn, as `sampling.Settings` says, and the number of [0, 1) that decides."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    number: float
+
+
+def choose(library: Library, logits: torch.Tensor, drawings: Sequence[Drawing]) -> list[int]:
+    """The next token of each row of logits [rows, vocabulary]."""
+    logits = logits.float().contiguous()
+    num_rows, size = logits.shape
+    tokens = torch.empty(num_rows, dtype=torch.int64)
+    draws = (_Draw * num_rows)(*(_Draw(*drawing) for drawing in drawings))
+    if not library.functions.choose(logits.data_ptr(), num_rows, size, byref(draws), tokens.data_ptr(), torch.get_num_threads()):
+        raise MemoryError
+    return tokens.tolist()

@@ -34,7 +34,7 @@ TEXT = "The history of the city begins with a village at the river, whose people
 def main(
     precision: Annotated[list[str] | None, typer.Option(help="Of the engine; may be repeated.")] = None,
     rounds: Annotated[int, typer.Option(help="Measurements of each.")] = 3,
-    gguf: Annotated[Path | None, typer.Option(help="For llama.cpp: the model as a GGUF file.")] = None,
+    gguf: Annotated[Path | None, typer.Option(help="For llama.cpp: the model as a GGUF file.", exists=True, dir_okay=False)] = None,
 ) -> None:
     """Measure and print a Markdown table."""
     tokenizer, model = load_tokenizer(BASE_MODEL), load_model(BASE_MODEL, torch.bfloat16)
@@ -93,14 +93,13 @@ def by_llama_cpp(gguf: Path, given: list[list[int]]) -> float:
     """Tokens a second of one batch of sequences, through the library that its server is made of."""
     import llama_cpp as llama  # type: ignore[import-not-found, unused-ignore]
 
-    num_threads = torch.get_num_threads()
     if "model" not in _LLAMA:
         _LLAMA["log"] = llama.llama_log_callback(lambda *_: None)
         llama.llama_log_set(_LLAMA["log"], None)
         _LLAMA["model"] = llama.llama_model_load_from_file(str(gguf).encode(), llama.llama_model_default_params())
     params = llama.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = 256 * len(given), 2048, 512, len(given)
-    params.n_threads = params.n_threads_batch = num_threads
+    params.n_threads = params.n_threads_batch = torch.get_num_threads()
     context = llama.llama_init_from_model(_LLAMA["model"], params)
     chains = []
     for number in range(len(given)):

@@ -127,7 +127,7 @@ class _Bars:
             return
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-        key, share = f"{what.replace(' ', '-')}-progress", 100 * done / total
+        key, share = f"{what.replace(' ', '-')}-progress", min(100 * done / total, 100)  # a last window may hold more than was asked for
         bar, due = self._bars.get(what, (None, 0.0))
         if time.monotonic() < due and done < total:
             return

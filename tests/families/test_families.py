@@ -204,6 +204,7 @@ def test_a_fifth_family_is_the_one_file_of_contributing(tmp_path: Path, monkeypa
         family = family_named("qwen2", whose="a model")
         model = family.draw(ScratchModel(source="scratch", name="tiny", family="qwen2", hidden_size=32, context_size=CONTEXT), VOCABULARY)
         model.config.use_cache = False
+        assert (family.name, model.config.model_type) == ("qwen2", "qwen2")
         test_a_packed_block_costs_what_its_documents_cost_alone(family, model)
         test_the_decoding_engine_reads_as_the_model_does(family, model)
     finally:

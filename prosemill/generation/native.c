@@ -119,8 +119,8 @@ INLINE void put(const Matrix *matrix, const Inputs *inputs, int64_t block, int64
     _mm512_mask_storeu_ps(out + row * num_out + begin, first(num_out - begin), sum);
 }
 
-// A block of 16 outputs of rows [row, row + count). `count` and `ways` are constants where this is called: sums that are kept apart
-// for the processor to work on at once.
+// A block of 16 outputs of rows [row, row + count), whose sums are kept in `ways` parts for the processor to work on at once. Both are
+// constants where this is called.
 INLINE void block_of_rows(const Matrix *matrix, const Inputs *inputs, int64_t block, int64_t row, int count, int ways, float *out,
                           int64_t num_out) {
     int64_t num_in = matrix->num_in;
@@ -146,6 +146,7 @@ INLINE void block_of_rows(const Matrix *matrix, const Inputs *inputs, int64_t bl
     }
 }
 
+// A block of 16 outputs of all rows.
 TARGET static void multiply(const Matrix *matrix, const Inputs *inputs, int64_t block, float *out, int64_t num_out) {
     int64_t row = 0;
     for (; row + 4 <= inputs->num_rows; row += 4) block_of_rows(matrix, inputs, block, row, 4, 1, out, num_out);
@@ -266,6 +267,7 @@ typedef struct {
     int64_t num_heads, num_kv_heads, head_size, capacity, num_distances;
 } Attention;
 
+// 16 numbers of bf16.
 INLINE __m512 widened(const uint16_t *numbers, __mmask16 mask) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, numbers)), 16));
 }
@@ -277,8 +279,9 @@ static inline uint16_t narrowed(float number) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-// e^x, to 2 units of the last place where the result is a normal number (a Taylor series within half of ln 2 around 0).
+// e^x, by its Taylor series within half of ln 2 around 0.
 INLINE __m512 exponential(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-110), x);  // whose result is 0, as that of minus infinity shall be; no number stays none
     __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.442695041f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
     rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(-2.12194440e-4f), rest);
@@ -288,6 +291,7 @@ INLINE __m512 exponential(__m512 x) {
     return _mm512_scalef_ps(sum, whole);
 }
 
+// A head, turned by the angles of its position.
 TARGET static void turn(float *head, const float *cosines, const float *sines, int64_t half) {
     for (int64_t i = 0; i < half; i++) {
         float a = head[i], b = head[i + half];
@@ -310,9 +314,10 @@ INLINE void score(const Attention *attention, const float *queries, const uint16
                 odd[q] = _mm512_fmadd_ps(_mm512_set1_ps(queries[q * size + i + 1]), two, odd[q]);
             }
         }
-        if (size % 2)
-            for (int q = 0; q < count; q++)
-                even[q] = _mm512_fmadd_ps(_mm512_set1_ps(queries[q * size + size - 1]), widened(keys + (key * size + (size - 1) * LANES), 0xffff), even[q]);
+        if (size % 2) {
+            __m512 last = widened(keys + key * size + (size - 1) * LANES, 0xffff);
+            for (int q = 0; q < count; q++) even[q] = _mm512_fmadd_ps(_mm512_set1_ps(queries[q * size + size - 1]), last, even[q]);
+        }
         for (int q = 0; q < count; q++)
             _mm512_storeu_ps(scores + q * capacity + key, _mm512_mul_ps(_mm512_add_ps(even[q], odd[q]), _mm512_set1_ps(scale)));
     }
@@ -451,11 +456,11 @@ static int by_weight(const void *a, const void *b) {
 TARGET static double exponentiate(const float *logits, int64_t size, float temperature, float *weights) {
     __m512 largest = _mm512_set1_ps(-INFINITY);
     for (int64_t i = 0; i < size; i += LANES) largest = _mm512_max_ps(largest, _mm512_mask_loadu_ps(largest, first(size - i), logits + i));
-    __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(largest)), scale = _mm512_set1_ps(1 / temperature);
+    __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(largest)), divisor = _mm512_set1_ps(temperature);
     __m512d total = _mm512_setzero_pd();
     for (int64_t i = 0; i < size; i += LANES) {
         __mmask16 mask = first(size - i);
-        __m512 weight = exponential(_mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, logits + i), most), scale));
+        __m512 weight = exponential(_mm512_div_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, logits + i), most), divisor));
         weight = _mm512_maskz_mov_ps(mask, weight);
         _mm512_mask_storeu_ps(weights + i, mask, weight);
         total = _mm512_add_pd(total, _mm512_cvtps_pd(_mm512_castps512_ps256(weight)));
@@ -506,6 +511,7 @@ static int64_t draw_likely(const float *weights, int64_t size, double total, con
     return found[num_kept - 1].token;
 }
 
+// A token of all, in their own order.
 static int64_t draw_any(const float *weights, int64_t size, double total, double number) {
     double sum = 0;
     int64_t last = 0;
@@ -517,7 +523,7 @@ static int64_t draw_any(const float *weights, int64_t size, double total, double
     return last;
 }
 
-TARGET static int64_t likeliest(const float *logits, int64_t size) {
+static int64_t likeliest(const float *logits, int64_t size) {
     int64_t best = 0;
     for (int64_t token = 1; token < size; token++)
         if (logits[token] > logits[best]) best = token;

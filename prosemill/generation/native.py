@@ -1,4 +1,4 @@
-"""`native.c`, compiled at its first use and called: products and attention for processors with AVX-512 VNNI, where there is a C compiler.
+"""`native.c`, compiled at its first use and called: products, attention and draws, for AVX-512 VNNI and where there is a C compiler.
 
     if load() is not None:
         product = NativeProduct(matrix, norm)
@@ -74,13 +74,13 @@ def load() -> Library | None:
     if platform.machine() != "x86_64" or not torch.cpu._is_vnni_supported():
         return None
     if (compiler := shutil.which(COMPILER)) is None:
-        say(f"no {COMPILER} is installed: weights of 8 bits take a slower way")
+        say(f"no {COMPILER} is installed: the engine takes slower kernels; install it for the fast ones")
         return None
     try:
         functions = CDLL(str(_compile(compiler)))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = error.stderr if isinstance(error, subprocess.CalledProcessError) else error
-        say(f"{SOURCE.name} does not compile: weights of 8 bits take a slower way ({first_line(reason)})")
+        say(f"{SOURCE.name} does not compile, so that the engine takes slower kernels: {first_line(reason)}")
         return None
     pointer = c_void_p
     functions.product.argtypes = (pointer, c_int64, c_int64, pointer, pointer, pointer, c_int64, c_int64, c_int64)

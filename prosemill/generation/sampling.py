@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from prosemill.generation import native
+from prosemill.generation.kernels import TINY
 
 CANDIDATES = 256
 """The likeliest tokens that are looked at first. Sorting a whole vocabulary takes as long as half a step of a small model."""
@@ -116,12 +117,15 @@ def _likeliest(logits: torch.Tensor, _draws: Sequence[Draws]) -> list[int]:
 def _draw(logits: torch.Tensor, draws: Sequence[Draws]) -> list[int]:
     """A token of each row, drawn from the candidates that `top_k` and `top_p` leave."""
     size = logits.shape[-1]
-    weights = logits.float() / torch.tensor([[each.settings.temperature] for each in draws])
+    logits = logits.float()
+    # From the likeliest on, so that no temperature is too small to divide by.
+    temperatures = torch.tensor([[each.settings.temperature] for each in draws]).clamp_(min=TINY)
+    weights = (logits - logits.amax(dim=-1, keepdim=True)) / temperatures
     top, ids = torch.topk(weights, min(CANDIDATES, size), dim=-1)
-    weights = weights.sub_(top[:, :1]).exp_()
+    weights = weights.exp_()
     # Each row's sum by itself, because torch adds up a single row in another order than several.
     totals = torch.stack([row.sum() for row in weights])[:, None].double()
-    shares = (torch.cumsum((top - top[:, :1]).exp().double(), dim=-1) / totals).numpy()
+    shares = (torch.cumsum(top.exp().double(), dim=-1) / totals).numpy()
     tokens = []
     for row, each in enumerate(draws):
         candidates, sums = ids[row], shares[row]

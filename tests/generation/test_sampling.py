@@ -99,6 +99,14 @@ def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
 
 
 @pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-40, 1e-60])
+def test_a_temperature_near_zero_takes_the_likeliest(temperature: float) -> None:
+    rows = logits(5)
+    found = choose(rows, [Draws(Settings(temperature=temperature, top_p=1.0)) for _ in rows], [None] * 5)
+    assert found == rows.argmax(dim=-1).tolist()
+
+
+@pytest.mark.usefixtures("arithmetic")
 def test_without_temperature_the_likeliest_token_comes() -> None:
     rows = logits(4)
     draws = [Draws(Settings(temperature=0)) for _ in range(4)]

@@ -1,5 +1,6 @@
 """What `bentoml serve` finds in this repository: the service of the registry's champion, on http://127.0.0.1:3000."""
 
-from prosemill.serving import Service
+from prosemill.registry.champion import ChampionOfRegistry
+from prosemill.serving import make_service
 
-__all__ = ["Service"]
+Service = make_service(ChampionOfRegistry())

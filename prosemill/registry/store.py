@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prosemill.digests import sha256_of_file, sha256_of_value
+from prosemill.digests import sha256_of_value
 from prosemill.errors import FULL_DISK, ProsemillError, first_line
 from prosemill.locks import alone
+from prosemill.registry.digest import folder_digest
 from prosemill.tracking.run import FINGERPRINT_TAG, dataset_of
 from prosemill.tracking.server import NO_CONNECTION, SQLITE, connect, experiment_id, explain, needing_answers, tracking_uri
 from prosemill.wheels import cache_folder
@@ -314,13 +315,8 @@ class Registry:
 
 
 def package_digest(folder: Path) -> str:
-    """SHA-256 over the names and bytes of a package's files, in hexadecimal; a link, of which a package has none, counts by its name."""
-    rows = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if name != WRITTEN_BY_MLFLOW and (path.is_symlink() or path.is_file()):
-            rows.append([name.as_posix(), "link" if path.is_symlink() else sha256_of_file(path)])
-    return sha256_of_value(rows)
+    """SHA-256 over the names and bytes of a package's files, in hexadecimal."""
+    return folder_digest(folder, without=WRITTEN_BY_MLFLOW)
 
 
 def _remove_compiled(folder: Path) -> None:

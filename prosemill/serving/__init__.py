@@ -1,9 +1,11 @@
-"""The registered model behind HTTP: `bentoml serve` serves the registry's champion on this machine alone.
+"""A registered model behind HTTP, on this machine alone.
 
+    Service = make_service(ChampionOfRegistry())    # in service.py, which `bentoml serve` finds
     curl http://127.0.0.1:3000/generate --json '{"prompt": "The history of"}'
 
-The routes are a FastAPI application (`app`). The guard in front of everything keeps web pages and strangers out (`guard`). The champion is
-read with this project's own code, after its digest is verified (`champion`). BentoML runs it: one worker, because each would load a model.
+The routes are a FastAPI application (`app`). The guard in front of everything keeps web pages and strangers out (`guard`). The version
+comes from the registry or from a Bento, and is read with this project's own code, after its digest is verified (`champion`). BentoML runs
+it: one worker, because each would load a model.
 """
 
 import os
@@ -20,7 +22,7 @@ from bentoml.exceptions import BentoMLException  # noqa: E402
 
 from prosemill.errors import ProsemillError  # noqa: E402
 from prosemill.serving.app import make_app  # noqa: E402
-from prosemill.serving.champion import check_champion, find_champion, load_version  # noqa: E402
+from prosemill.serving.champion import Source, check_source, load  # noqa: E402
 from prosemill.serving.desk import Desk  # noqa: E402
 from prosemill.serving.follower import Follower  # noqa: E402
 from prosemill.serving.guard import Guard, refuse_open_door, refuse_open_doors  # noqa: E402
@@ -31,48 +33,55 @@ from prosemill.serving.settings import ServiceSettings  # noqa: E402
 usage_stats.do_not_track.cache_clear()  # `bentoml serve` has read its switch before it found this
 
 LOCAL = "127.0.0.1"
-app = make_app()
+
+
+def make_service(source: Source) -> Any:
+    """The service of the version that a source names: a `bentoml.Service`, to be assigned at the top of the module that BentoML imports."""
+    app = make_app()
+
+    @_guarded
+    @bentoml.service(
+        name="prosemill",
+        workers=1,
+        http={"host": LOCAL, "port": 3000},
+        traffic={"timeout": 600},
+        logging={"access": {"enabled": False}},  # its lines can be forged with a line break in a path
+    )
+    @bentoml.asgi_app(app, path="/")
+    class Service:
+        """The champion, loaded before the service is ready."""
+
+        @bentoml.on_deployment  # type: ignore[untyped-decorator]
+        @staticmethod
+        def check() -> None:
+            """End `bentoml serve` in one line where there is nothing to serve, or anybody could come in."""
+            given = click.get_current_context(silent=True)
+            try:
+                refuse_open_door((given and given.params.get("host")) or LOCAL)
+                ServiceSettings.read()
+                Keys.read(os.environ)
+                check_source(source)
+            except ProsemillError as error:
+                raise BentoMLException(str(error)) from None
+
+        def __init__(self) -> None:
+            refuse_open_doors()
+            settings = ServiceSettings.read()
+            self._desk = app.state.desk = Desk(load(source.find(), settings), settings, Meters())
+            self._follower = None if source.is_fixed else Follower(self._desk, source, settings)
+            if self._follower is not None:
+                self._follower.start()
+
+        @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+        def close(self) -> None:
+            """End the engine, and with it what is still being written."""
+            if self._follower is not None:
+                self._follower.end()
+            self._desk.champion.close()
+
+    return Service
 
 
 def _guarded(service: Any) -> Any:
     service.add_asgi_middleware(Guard)
     return service
-
-
-@_guarded
-@bentoml.service(
-    name="prosemill",
-    workers=1,
-    http={"host": LOCAL, "port": 3000},
-    traffic={"timeout": 600},
-    logging={"access": {"enabled": False}},  # its lines can be forged with a line break in a path
-)
-@bentoml.asgi_app(app, path="/")
-class Service:
-    """The champion, loaded before the service is ready."""
-
-    @bentoml.on_deployment  # type: ignore[untyped-decorator]
-    @staticmethod
-    def check() -> None:
-        """End `bentoml serve` in one line where there is nothing to serve, or anybody could come in."""
-        given = click.get_current_context(silent=True)
-        try:
-            refuse_open_door((given and given.params.get("host")) or LOCAL)
-            ServiceSettings.read()
-            Keys.read(os.environ)
-            check_champion()
-        except ProsemillError as error:
-            raise BentoMLException(str(error)) from None
-
-    def __init__(self) -> None:
-        refuse_open_doors()
-        settings = ServiceSettings.read()
-        self._desk = app.state.desk = Desk(load_version(*find_champion(), settings), settings, Meters())
-        self._follower = Follower(self._desk, settings)
-        self._follower.start()
-
-    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
-    def close(self) -> None:
-        """End the engine, and with it what is still being written."""
-        self._follower.end()
-        self._desk.champion.close()

@@ -12,35 +12,37 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from prosemill.registry.answers import name_answer
-from prosemill.registry.store import MODEL_NAME
 from prosemill.serving.desk import Desk, unless_gone
 from prosemill.serving.errors import EngineError, error_body, refusal
 from prosemill.serving.events import EventStream, event
 from prosemill.serving.messages import MOST_ANSWERS, CompletionRequest, Usage
 from prosemill.serving.stream import Stream
 
+MODEL = "prosemill"
+"""What clients call the model that is served, whichever version that is."""
+
 router = APIRouter()
 
 
 @router.get("/v1/models")
 async def models(request: Request) -> dict[str, Any]:
-    """The one model that is served."""
-    desk: Desk = request.app.state.desk
-    model = {"id": MODEL_NAME, "object": "model", "created": 0, "owned_by": "prosemill", "version": desk.champion.version}
-    return {"object": "list", "data": [model]}
+    """The one model that is served, and where its version is from."""
+    champion = request.app.state.desk.champion
+    model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "prosemill", "version": champion.version}
+    return {"object": "list", "data": [model | champion.facts]}
 
 
 @router.post("/v1/completions", response_model=None)
 async def complete(request: Request, wanted: CompletionRequest) -> Response:
     """Continue a prompt, `n` times with seeds that follow each other."""
     desk: Desk = request.app.state.desk
-    if wanted.model != MODEL_NAME:
-        return refusal(404, f"there is no model {wanted.model!r}: the one that is served is {MODEL_NAME!r}", "model")
+    if wanted.model != MODEL:
+        return refusal(404, f"there is no model {wanted.model!r}: the one that is served is {MODEL!r}", "model")
     seed = secrets.randbelow(2**63 - MOST_ANSWERS) if wanted.seed is None else wanted.seed
     with ExitStack() as stack:
         champion = stack.enter_context(desk.visit())
         tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
-        head = {"id": name_answer(champion.version), "object": "text_completion", "created": int(time.time()), "model": MODEL_NAME}
+        head = {"id": name_answer(champion.version), "object": "text_completion", "created": int(time.time()), "model": MODEL}
         streams = stack.enter_context(desk.enter(champion, tokens, wanted.settings(seed), deadline=None))
         if wanted.stream:
             has_usage = bool((wanted.stream_options or {}).get("include_usage"))

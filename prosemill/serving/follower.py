@@ -1,6 +1,6 @@
-"""Follows the registry: a new champion is loaded beside the one that serves, and takes its place.
+"""Follows the source: a new champion is loaded beside the one that serves, and takes its place.
 
-follower = Follower(desk, settings)
+follower = Follower(desk, source, settings)
 follower.start()
 follower.end()
 """
@@ -9,7 +9,7 @@ import threading
 
 from prosemill.console import say
 from prosemill.errors import ProsemillError, first_line
-from prosemill.serving.champion import find_champion, load_version
+from prosemill.serving.champion import Source, load
 from prosemill.serving.desk import Desk
 from prosemill.serving.settings import ServiceSettings
 
@@ -17,9 +17,9 @@ from prosemill.serving.settings import ServiceSettings
 class Follower(threading.Thread):
     """Looks for another champion every `settings.follow_seconds`. One that does not load or cannot write is said once."""
 
-    def __init__(self, desk: Desk, settings: ServiceSettings) -> None:
+    def __init__(self, desk: Desk, source: Source, settings: ServiceSettings) -> None:
         super().__init__(name="follower", daemon=True)
-        self._desk, self._settings = desk, settings
+        self._desk, self._source, self._settings = desk, source, settings
         self._refused: int | None = None
         self._has_ended = threading.Event()
 
@@ -36,18 +36,18 @@ class Follower(threading.Thread):
         """Look once, and swap if there is another champion."""
         served = self._desk.champion.version
         try:
-            registry, version = find_champion()
+            candidate = self._source.find()
         except ProsemillError:  # none, or a registry that does not answer now: what is served stays
             return
-        if version.number == served:
+        if candidate.number == served:
             self._refused = None
-        if version.number in (served, self._refused):
+        if candidate.number in (served, self._refused):
             return
         try:
-            champion = load_version(registry, version, self._settings)
+            champion = load(candidate, self._settings)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the new one, the old one serves
-            self._refused = version.number
-            say(f"version {version.number}, the champion, is not served: {first_line(error)}; version {served} goes on")
+            self._refused = candidate.number
+            say(f"version {candidate.number}, the champion, is not served: {first_line(error)}; version {served} goes on")
             return
-        say(f"version {version.number} is served, version {served} ends what it has begun")
+        say(f"version {candidate.number} is served, version {served} ends what it has begun")
         self._desk.swap(champion)

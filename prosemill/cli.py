@@ -15,6 +15,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 P = ParamSpec("P")
 
+VERSION = "Number of the version, or the id of an answer that the service gave."
+
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
     """Make a function a command whose user's mistakes end in one line. Each imports what it needs: `--help` must not wait for torch."""
@@ -112,24 +114,44 @@ def rollback() -> None:
 
 
 @command
-def lineage(version: Annotated[str, typer.Argument(help="Number of the version, or the id of an answer that the service gave.")]) -> None:
+def lineage(version: Annotated[str, typer.Argument(help=VERSION)]) -> None:
     """Lead from a version's weights back to its run, commit, corpus and wheels, and check every step."""
-    from prosemill.registry.answers import version_of
     from prosemill.registry.kept import read_kept
     from prosemill.registry.lineage import links
     from prosemill.registry.store import Registry
     from prosemill.registry.tables import print_links
 
-    number = int(version) if version.isdecimal() and len(version) < 10 else version_of(version)
-    if number is None:
-        raise ProsemillError(f"{version} is neither a version's number nor an answer's id: `prosemill versions` lists the versions")
     registry = Registry.open()
-    found = registry.version(number)
+    found = registry.version(_number_of(version))
     chain = links(registry, found, read_kept(registry, found), thorough=True)
     print_links(found, chain)
     broken = [link.name for link in chain if link.state == "broken"]
     if broken:
-        raise ProsemillError(f"the lineage of version {number} is broken at: {', '.join(broken)}")
+        raise ProsemillError(f"the lineage of version {found.number} is broken at: {', '.join(broken)}")
+
+
+@command
+def package(
+    version: Annotated[str | None, typer.Argument(help=f"{VERSION} The champion if left out.")] = None,
+    with_base: Annotated[bool, typer.Option("--with-base", help="Put the base model into it too, to be compared with.")] = False,
+) -> None:
+    """Build a Bento of a version: weights, code and requirements, which `bentoml serve` serves on any machine without this repository."""
+    from prosemill.bento.build import build, describe
+    from prosemill.registry.champion import ChampionOfRegistry
+    from prosemill.registry.store import Registry
+
+    registry = Registry.open()
+    found = ChampionOfRegistry().find().version if version is None else registry.version(_number_of(version))
+    typer.echo(describe(build(registry, found, with_base=with_base)))
+
+
+def _number_of(version: str) -> int:
+    from prosemill.registry.answers import version_of
+
+    number = int(version) if version.isdecimal() and len(version) < 10 else version_of(version)
+    if number is None:
+        raise ProsemillError(f"{version} is neither a version's number nor an answer's id: `prosemill versions` lists the versions")
+    return number
 
 
 @command

@@ -78,7 +78,8 @@ class Kept:
 
     lock: DvcLock
     evaluation: Evaluation
-    evaluation_md5: str
+    evaluation_file: bytes
+    """What `evaluation` was read from."""
     sources: Mapping[str, Mapping[str, Any]]
     """Content of SOURCE.json of `corpus` and `model`."""
     altered: frozenset[str]
@@ -116,7 +117,7 @@ def read_kept(registry: Registry, version: Version) -> Kept:
         return Kept(
             lock=DvcLock.parse(content["dvc_lock"].decode("utf-8")),
             evaluation=Evaluation.parse(json.loads(content["evaluation_digest"])),
-            evaluation_md5=hashlib.md5(content["evaluation_digest"], usedforsecurity=False).hexdigest(),
+            evaluation_file=content["evaluation_digest"],
             sources={name: dict(json.loads(content[f"{name}_source"])) for name in SOURCES},
             altered=frozenset(_name(tag) for tag in FILES if hashlib.sha256(content[tag]).hexdigest() != version.tag(tag)),
         )

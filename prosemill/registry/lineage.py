@@ -104,7 +104,7 @@ def _lock(version: Version, kept: Kept) -> Link:
 def _evaluation(version: Version, kept: Kept) -> Link:
     if "evaluation.json" in kept.altered:
         return _broken("evaluation", "the kept file is not the one that was registered")
-    if kept.evaluation_md5 != kept.lock.outs.get(EVALUATION.as_posix()):
+    if _md5(kept.evaluation_file) != kept.lock.outs.get(EVALUATION.as_posix()):
         return _broken("evaluation", "is not the one that dvc.lock names")
     data = kept.evaluation.data
     return Link("evaluation", f"on {data['num_documents']} {data['split']} documents of {str(data['digest'])[:16]}", "verified")

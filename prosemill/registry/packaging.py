@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def log_package(trained: Path, *, run_id: str, name: str, params: Mapping[str, s
         folder = Path(scratch) / "package"
         say("packaging the model")
         with telling_a_full_disk(folder):
-            _build(trained, folder, Path(scratch) / "code" / "prosemill")
+            _build(trained, folder, Path(scratch) / "code")
         with needing_answers(), telling_a_full_disk(folder):
             made = client.create_logged_model(experiment_id(), name, run_id, params=dict(params), model_type="language-model")
             client.log_model_artifacts(made.model_id, str(folder))
@@ -119,31 +119,34 @@ def _build(trained: Path, folder: Path, code: Path) -> None:
     import pandas as pd
     from mlflow import pyfunc
 
-    from prosemill.packaged import CODE, MODEL
+    from prosemill.packaged import CODE, MODEL, REQUIREMENTS
 
-    source = Path(prosemill.__file__).parent
-    code.mkdir(parents=True)
-    for name in CODE:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(source / name, code / name)
+    copy_code(CODE, code)
     pyfunc.save_model(
         folder,
-        python_model=str(source / "packaged" / "entry.py"),
+        python_model=str(Path(prosemill.__file__).parent / "packaged" / "entry.py"),
         artifacts={MODEL: str(trained.absolute())},
-        code_paths=[str(code)],
+        code_paths=[str(code / "prosemill")],
         signature=_signature(),
         input_example=pd.DataFrame({"prompt": ["The history of"]}),
-        pip_requirements=requirements(),
+        pip_requirements=pinned(REQUIREMENTS),
     )
 
 
-def requirements() -> list[str]:
-    """What a package needs, each in the version that is installed here; without the build's mark, as `+cpu`, which no index knows."""
-    from prosemill.packaged import REQUIREMENTS
+def pinned(libraries: Iterable[str]) -> list[str]:
+    """Requirements of the versions that are installed here; without the build's mark, as `+cpu`, which no index knows."""
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in libraries]
 
-    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+def copy_code(names: Iterable[str], folder: Path) -> None:
+    """Copy files and folders of `prosemill`, so that they can be imported from a folder."""
+    source, target = Path(prosemill.__file__).parent, folder / "prosemill"
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source / name, target / name)
 
 
 def _signature() -> Any:

@@ -24,6 +24,7 @@ class Clone:
         self.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         identity = {f"GIT_{role}_{what}": f"{what}@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
         self.environment |= identity
+        self.environment["BENTOML_HOME"] = str(folder / ".prosemill/bentoml")
         if spy is not None:
             (spy / "sitecustomize.py").write_text(SPY, encoding="utf-8")
             self.environment |= {"PYTHONPATH": str(spy), "SPY_REPORT": str(spy / "report")}

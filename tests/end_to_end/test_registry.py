@@ -6,8 +6,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from mlflow import MlflowClient
 from prosemill.orchestration.environment import free_port
 from tests.end_to_end.conftest import ROOT, Clone
 from tests.end_to_end.house import until
-
-START_SECONDS = 120.0
+from tests.serving import process
+from tests.serving.process import START_SECONDS
 
 PREDICT = """
 import json, mlflow, pandas as pd
@@ -44,30 +43,12 @@ def champion(clone: Clone) -> Clone:
 
 def serve(clone: Clone, *options: str) -> str:
     """What a `bentoml serve` that does not start says."""
-    port = str(free_port())
-    output = clone.run("timeout", str(START_SECONDS), "bentoml", "serve", "--port", port, *options, fails=True)
-    assert "Traceback" not in output, output
-    return output
+    return process.refusal(*options, folder=clone.folder, environment=clone.environment)
 
 
-@contextmanager
-def serving(clone: Clone, port: int, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
+def serving(clone: Clone, port: int, **environment: str) -> "AbstractContextManager[subprocess.Popen[bytes]]":
     """A `bentoml serve` that is ready."""
-    command = ["bentoml", "serve", "--port", str(port)]
-    with subprocess.Popen(command, cwd=clone.folder, env=clone.environment | environment) as process:
-        try:
-            until(lambda: process.poll() is not None or is_ready(port), START_SECONDS, "the service is ready")
-            yield process
-        finally:
-            process.terminate()
-
-
-def is_ready(port: int) -> bool:
-    """Whether a service answers there, and can answer requests."""
-    try:
-        return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=5).ok
-    except requests.RequestException:
-        return False
+    return process.serving(port, folder=clone.folder, environment=clone.environment | environment)
 
 
 def test_the_pipelines_model_is_registered_once_and_promoted(champion: Clone) -> None:
@@ -115,7 +96,7 @@ def store(clone: Clone) -> str:
 def test_bentoml_serves_the_champion_on_this_machine_alone(champion: Clone) -> None:
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    with serving(champion, port) as process:
+    with serving(champion, port) as served:
         wanted: dict[str, Any] = {"prompt": "def main(", "max_new_tokens": 8, "seed": 1}
         answers = [requests.post(f"{address}/generate", json=wanted, timeout=60).json() for _ in range(2)]
         assert answers[0]["generated_text"] == answers[1]["generated_text"]
@@ -131,8 +112,8 @@ def test_bentoml_serves_the_champion_on_this_machine_alone(champion: Clone) -> N
             for path in ("/generate", "/metrics", "/docs.json", "/"):
                 assert requests.get(address + path, headers=headers, timeout=60).status_code == status
         assert requests.post(f"{address}/generate", data="{}", headers={"Content-Type": "text/plain"}, timeout=60).status_code == 415
-        processes = psutil.Process(process.pid).children(recursive=True)
-        sockets = [each for one in (psutil.Process(process.pid), *processes) for each in one.net_connections("inet")]
+        processes = psutil.Process(served.pid).children(recursive=True)
+        sockets = [each for one in (psutil.Process(served.pid), *processes) for each in one.net_connections("inet")]
         listening = {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
         assert listening == {"127.0.0.1"}
 

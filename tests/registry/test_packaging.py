@@ -18,7 +18,7 @@ from prosemill.families import families
 from prosemill.packaged import CODE, REQUIREMENTS, PackagedModel
 from prosemill.pretrained import load_model
 from prosemill.registry import packaging
-from prosemill.registry.packaging import Package, compare, log_package, requirements
+from prosemill.registry.packaging import Package, compare, log_package, pinned
 from prosemill.registry.store import package_digest
 from prosemill.tracking import open_run
 from tests.conftest import environment
@@ -113,7 +113,7 @@ def test_a_package_that_needs_the_checkout_is_refused(tiny_model: Path, tmp_path
 
 
 def test_requirements_are_exact_and_of_an_index() -> None:
-    found = requirements()
+    found = pinned(REQUIREMENTS)
     assert [line.partition("==")[0] for line in found] == list(REQUIREMENTS)
     assert not any("+" in line for line in found)
 

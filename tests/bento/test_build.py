@@ -1,0 +1,237 @@
+"""A Bento of a registered version: built without a network, whole or not there, and served where there is nothing else."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from bentoml._internal.configuration.containers import BentoMLContainer
+
+from prosemill.bento.build import CODE, Bento, build
+from prosemill.errors import ProsemillError
+from prosemill.orchestration.environment import free_port
+from prosemill.registry import packaging
+from prosemill.registry.registering import register
+from prosemill.registry.store import CHAMPION, Registry
+from tests.bento.environments import installed_by, make_environment
+from tests.conftest import environment
+from tests.end_to_end.house import until
+from tests.registry.workspace import Workspace
+from tests.serving.process import refusal, serving
+from tests.test_telemetry import SPY
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = str(Path(sys.executable).with_name("prosemill"))
+EVERYWHERE = "0.0.0.0"  # noqa: S104
+COSTS = {"cost_bf16": 0.0001, "cost_int8": 0.0002, "cost_int4": 0.2}
+BODY: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 40, "temperature": 0}
+BUILD_SECONDS = 120.0
+
+WHERE_FROM = "import sys, bentoml; bentoml.load(sys.argv[1]); import prosemill.serving; print(prosemill.serving.__file__)"
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A workspace with a champion, and a store for Bentos."""
+
+    workspace: Workspace
+    home: Path
+    spy: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of every process; each writes down whom it calls outside this machine."""
+        inherited = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "PYTHONPATH")}
+        return inherited | {"BENTOML_HOME": str(self.home), "PYTHONPATH": str(self.spy), "SPY_REPORT": str(self.spy / "report")}
+
+    def run(self, *command: str, fails: bool = False) -> str:
+        """What a command in the workspace prints."""
+        ended = subprocess.run(
+            [sys.executable, *command], cwd=self.workspace.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert (ended.returncode != 0) == fails, ended.stderr
+        return ended.stderr if fails else ended.stdout
+
+    def package(self, *arguments: str) -> Path:
+        """The folder of the Bento that `prosemill package` says it has built."""
+        (folder,) = re.findall(r" MB in (.*)", self.run(PROGRAM, "package", *arguments))
+        return Path(folder)
+
+    @property
+    def bentos(self) -> set[Path]:
+        """What is in the store."""
+        return {path for path in self.home.glob("bentos/prosemill/*") if path.is_dir()}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prose: list[str], empty_store: Path) -> Shop:
+    """The shop, whose champion's evaluation says that int8 is the fastest of the precisions that cost little."""
+    workspace = Workspace(tmp_path_factory.mktemp("shop") / "workspace", tiny_model, [text[:400] for text in prose[:6]])
+    (workspace.folder / ".prosemill/mlflow").mkdir(parents=True)
+    shutil.copyfile(empty_store, workspace.folder / ".prosemill/mlflow/mlflow.db")
+    shutil.copyfile(ROOT / "service.py", workspace.folder / "service.py")
+    workspace.train("1" * 16, seed=3)
+    metrics = workspace.folder / "metrics/evaluation.json"
+    metrics.write_text(json.dumps(json.loads(metrics.read_text(encoding="utf-8")) | {"serving": COSTS}), encoding="utf-8")
+    workspace.lock()
+    workspace.commit()
+    with environment({"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"}), pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(workspace.folder)
+        patch.setattr(packaging, "compare", lambda uri, trained: 0.0)
+        assert register().number == 1
+        Registry.open().set_alias(CHAMPION, 1)
+    spy = tmp_path_factory.mktemp("spy")
+    (spy / "sitecustomize.py").write_text(SPY, encoding="utf-8")
+    return Shop(workspace, tmp_path_factory.mktemp("store") / ".bentoml", spy)
+
+
+@pytest.fixture(scope="module")
+def bento(shop: Shop) -> Path:
+    """Its Bento, which an answer's id asks for as well."""
+    return shop.package(f"answer-v1-{'0' * 24}")
+
+
+@pytest.fixture(scope="module")
+def elsewhere(bento: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An interpreter that finds what the Bento asks for, and nothing else."""
+    python = make_environment(tmp_path_factory.mktemp("elsewhere") / "environment", bento / "env/python/requirements.txt")
+    for name in ("prosemill", "mlflow", "prefect", "dvc", "datasets", "accelerate", "sqlalchemy"):
+        assert subprocess.run([python, "-c", f"import {name}"], cwd=python.parent, capture_output=True, check=False).returncode != 0, name
+    return str(python)
+
+
+@pytest.fixture
+def build_here(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Bento]]:
+    """Builds the champion's Bento in this process, which is faster."""
+    monkeypatch.chdir(shop.workspace.folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with BentoMLContainer.bentoml_home.patch(str(shop.home)):
+        yield lambda **options: build(Registry.open(), Registry.open().version(1), **options)
+
+
+def ask(port: int) -> dict[str, Any]:
+    answer: dict[str, Any] = requests.post(f"http://127.0.0.1:{port}/generate", json=BODY, timeout=60).json()
+    return answer
+
+
+def test_a_bento_is_served_from_an_empty_folder_where_nothing_else_is_installed(
+    shop: Shop, bento: Path, elsewhere: str, tmp_path: Path
+) -> None:
+    with serving(port := free_port(), folder=shop.workspace.folder, environment=shop.environment):
+        expected = ask(port)
+        facts = requests.get(f"http://127.0.0.1:{port}/v1/models", timeout=60).json()
+    with serving(port := free_port(), f"prosemill:{bento.name}", folder=tmp_path, environment=shop.environment, python=elsewhere):
+        found = ask(port)
+        assert requests.get(f"http://127.0.0.1:{port}/v1/models", timeout=60).json() == facts
+    assert found["generated_text"] == expected["generated_text"]
+    assert len(set(found["generated_text"])) > 1
+    assert found["model_version"] == facts["data"][0]["version"] == 1
+    assert facts["data"][0]["git_commit"] == shop.workspace.git("rev-parse", "HEAD")
+    assert "1 of prosemill" not in shop.run(PROGRAM, "lineage", found["id"])
+    assert list(tmp_path.iterdir()) == []
+    assert not (shop.spy / "report").exists(), (shop.spy / "report").read_text(encoding="utf-8")
+
+
+def test_an_unpacked_bento_is_served_and_an_altered_one_refused_in_one_line(
+    shop: Shop, bento: Path, elsewhere: str, tmp_path: Path
+) -> None:
+    variables = shop.environment | {"BENTOML_HOME": str(tmp_path / "home"), "PROSEMILL_PRECISION": "fp32"}
+    shop.run("-m", "bentoml", "export", f"prosemill:{bento.name}", f"{tmp_path}/bento.tar.gz")
+    unpacked = tmp_path / "unpacked"
+    shutil.unpack_archive(tmp_path / "bento.tar.gz", unpacked)
+    with serving(port := free_port(), ".", folder=unpacked, environment=variables, python=elsewhere):
+        assert ask(port)["model_version"] == 1
+    open_door = refusal(".", "--host", EVERYWHERE, folder=unpacked, environment=variables, python=elsewhere)
+    assert "must not listen on 0.0.0.0" in open_door
+    weights = unpacked / "src/version/model/model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    (line,) = refusal(".", folder=unpacked, environment=variables, python=elsewhere).strip().splitlines()
+    assert "was altered after version 1 was packaged" in line
+
+
+def test_the_bentos_own_code_runs_where_another_is_installed(shop: Shop, bento: Path) -> None:
+    output = shop.run("-c", WHERE_FROM, f"prosemill:{bento.name}")
+    assert Path(output.splitlines()[-1]).is_relative_to(bento)
+
+
+def test_a_bento_holds_what_it_needs_and_exact_requirements(bento: Path) -> None:
+    held = {path.relative_to(bento / "src/prosemill").as_posix() for path in (bento / "src/prosemill").rglob("*.py")}
+    assert {name.partition("/")[0] for name in held} == {name.partition("/")[0] for name in CODE}
+    requirements = (bento / "env/python/requirements.txt").read_text(encoding="utf-8").split()
+    assert all(re.fullmatch(r"[a-z-]+==[\w.]+", line) for line in requirements), requirements
+    assert not {"mlflow", "prefect", "dvc", "datasets"} & installed_by(requirements)
+    assert json.loads((bento / "src/version/evaluation.json").read_text(encoding="utf-8"))["serving"] == COSTS
+    assert not (bento / "src/version/base").exists()
+
+
+def test_the_same_version_is_the_same_bento_and_an_altered_one_is_built_anew(build_here: Callable[..., Bento], bento: Path) -> None:
+    written = (bento / "bento.yaml").stat().st_mtime_ns
+    assert build_here().folder == bento
+    assert (bento / "bento.yaml").stat().st_mtime_ns == written
+    content = (bento / "src/version/model/config.json").read_bytes()
+    (bento / "src/version/model/config.json").write_text("{}", encoding="utf-8")
+    assert build_here().folder == bento
+    assert (bento / "src/version/model/config.json").read_bytes() == content
+
+
+def test_with_the_base_model_it_holds_that_of_the_version_alone(build_here: Callable[..., Bento], shop: Shop, bento: Path) -> None:
+    base = shop.workspace.folder / "models/base"
+    found = build_here(with_base=True).folder
+    assert found != bento
+    assert (found / "src/version/base/model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+    content = (base / "config.json").read_bytes()
+    (base / "config.json").write_bytes(content + b"\n")
+    with pytest.raises(ProsemillError, match="models/base is not the base model of version 1"):
+        build_here(with_base=True)
+    (base / "config.json").write_bytes(content)
+
+
+def test_what_bentoml_cannot_build_is_one_line_and_leaves_nothing(
+    build_here: Callable[..., Bento], shop: Shop, bento: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy_broken(names: Iterable[str], folder: Path) -> None:
+        packaging.copy_code(names, folder)
+        (folder / "prosemill/serving/app.py").write_text("import nowhere", encoding="utf-8")
+
+    before = shop.bentos
+    monkeypatch.setattr("prosemill.bento.build.copy_code", copy_broken)
+    with pytest.raises(
+        ProsemillError, match=r"BentoML cannot build 1-[0-9a-f]{12} \((?s:.*)No module named 'nowhere'(?s:.*)\): nothing is packaged"
+    ):
+        build_here()
+    assert shop.bentos == before
+    assert not (shop.home / "tmp/prosemill-package").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "line"), [("7", "version 7 of prosemill is not in the registry"), ("latest", "latest is neither a version's number nor")]
+)
+def test_a_version_that_is_not_there_is_one_line(shop: Shop, version: str, line: str) -> None:
+    (error,) = shop.run(PROGRAM, "package", version, fails=True).splitlines()
+    assert error.startswith(f"error: {line}")
+
+
+def test_a_kill_leaves_no_half_bento_and_the_next_call_mends_the_rest(shop: Shop, bento: Path) -> None:
+    shutil.rmtree(bento)
+    before, built = shop.bentos, shop.home / "tmp/prosemill-package/home/bentos/prosemill"
+    command = [sys.executable, PROGRAM, "package"]
+    with subprocess.Popen(command, cwd=shop.workspace.folder, env=shop.environment) as process:
+        until(lambda: built.exists() or process.poll() is not None, BUILD_SECONDS, "BentoML writes its Bento")
+        process.send_signal(signal.SIGKILL)
+    assert shop.bentos == before
+    assert f"prosemill:{bento.name}" not in shop.run("-m", "bentoml", "list")
+    bento.mkdir()  # as a kill just before the Bento takes its place
+    assert shop.package() == bento
+    assert (bento / "bento.yaml").is_file()
+    assert not (shop.home / "tmp/prosemill-package").exists()

@@ -1,0 +1,48 @@
+"""A `bentoml serve` in a process of its own, as a user starts it."""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+from prosemill.orchestration.environment import free_port
+from tests.end_to_end.house import until
+
+START_SECONDS = 120.0
+
+
+@contextmanager
+def serving(
+    port: int, *arguments: str, folder: Path, environment: Mapping[str, str], python: str = sys.executable
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """One that was started in a folder and is ready, until the block ends."""
+    with subprocess.Popen(_command(port, *arguments, python=python), cwd=folder, env=environment) as process:
+        try:
+            until(lambda: process.poll() is not None or is_ready(port), START_SECONDS, "the service is ready")
+            yield process
+        finally:
+            process.terminate()
+
+
+def refusal(*arguments: str, folder: Path, environment: Mapping[str, str], python: str = sys.executable) -> str:
+    """What one that does not start says."""
+    command = _command(free_port(), *arguments, python=python)
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=START_SECONDS)
+    assert ended.returncode != 0
+    assert "Traceback" not in ended.stderr, ended.stderr
+    return ended.stderr
+
+
+def is_ready(port: int) -> bool:
+    """Whether a service answers there, and can answer requests."""
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+def _command(port: int, *arguments: str, python: str) -> list[str]:
+    return [python, "-m", "bentoml", "serve", "--port", str(port), *arguments]

@@ -21,13 +21,16 @@ def run(
     promote: Annotated[
         bool, typer.Option("--promote", help="Ask for the version's promotion if it passes the gate and nobody has refused it.")
     ] = False,
+    package: Annotated[
+        bool, typer.Option("--package", help="Build a Bento of the version if it passes the gate or is the champion.")
+    ] = False,
     if_busy: Annotated[Busy, typer.Option(help="While another run works here: `wait` or `refuse`.")] = "wait",
 ) -> None:
     """Run the pipeline, from raw text to a registered model: what has changed is run, the rest is left as it is."""
-    run_main(lambda: _run(overrides, force, promote, if_busy))
+    run_main(lambda: _run(overrides, force, promote, package, if_busy))
 
 
-def _run(overrides: list[str] | None, force: bool, promote: bool, if_busy: Busy) -> None:
+def _run(overrides: list[str] | None, force: bool, promote: bool, package: bool, if_busy: Busy) -> None:
     if promote and not is_shared():
         raise ProsemillError("--promote asks the flow `promotion`, which needs a server that stays: start `prosemill up` first")
     with prefect_server():
@@ -47,7 +50,7 @@ def _run(overrides: list[str] | None, force: bool, promote: bool, if_busy: Busy)
             advice = "start it, or see PREFECT_API_URL and PREFECT_API_AUTH_STRING"
             raise ProsemillError(f"the Prefect server at {address} cannot be used ({first_line(error)}): {advice}") from None
         try:
-            state = pipeline(overrides, force, promote, if_busy, return_state=True)
+            state = pipeline(overrides, force, promote, package, if_busy, return_state=True)
         except CancelledInPage as cancelled:
             with get_client(sync_client=True) as client:
                 say_cancelled(client, *cancelled.args)

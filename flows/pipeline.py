@@ -2,6 +2,7 @@
 
 python -m flows                              # what `make run` does
 python -m flows -S model=tiny --promote
+python -m flows --package                    # and a Bento of the version, if it passes the gate
 
 On the server that `prosemill up` starts, the page has it as the deployments of prefect.yaml.
 """
@@ -23,7 +24,7 @@ from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.promotion import is_refused
+from flows.promotion import build_bento, is_refused
 from prosemill.errors import ProsemillError
 from prosemill.orchestration.environment import mlflow_page
 from prosemill.orchestration.experiment import experiment, restore_params, run_name, save_experiment, uncommitted_changes
@@ -63,6 +64,7 @@ class Hours(BaseModel):
     evaluate: float = Field(default=12, gt=0)
     registration: float = Field(default=1, gt=0)
     gate: float = Field(default=12, gt=0)
+    package: float = Field(default=1, gt=0)
 
 
 @flow(name="pipeline", description="From raw text to a registered model: what has changed is run, the rest is left as it is.")
@@ -70,6 +72,7 @@ def pipeline(
     overrides: list[str] | None = None,
     force: bool = False,
     promote: bool = False,
+    package: bool = False,
     if_busy: Literal["wait", "refuse"] = "wait",
     hours: Hours | None = None,
 ) -> State[int]:
@@ -79,6 +82,7 @@ def pipeline(
         overrides: An experiment, as `dvc exp run -S` takes it, as `model=tiny` or `train.max_steps=200`; none for params.yaml as it is.
         force: Run every stage, though nothing has changed.
         promote: Ask for the version's promotion if it passes the gate and nobody has refused it: the flow `promotion` takes over then.
+        package: Build a Bento of the version if it passes the gate or is the champion, as `prosemill package` does: some hundred megabytes.
         if_busy: What to do while another run works in this workspace.
         hours: The most that each step may take.
 
@@ -87,12 +91,12 @@ def pipeline(
     """
     quiet_mistakes()
     try:
-        return _run(overrides or [], force, promote, if_busy, hours or Hours())
+        return _run(overrides or [], force, promote, package, if_busy, hours or Hours())
     except ProsemillError as error:
         return Failed(message=str(error), data=error)
 
 
-def _run(overrides: list[str], force: bool, promote: bool, if_busy: Literal["wait", "refuse"], hours: Hours) -> State[int]:
+def _run(overrides: list[str], force: bool, promote: bool, package: bool, if_busy: Literal["wait", "refuse"], hours: Hours) -> State[int]:
     logger, run_id = get_run_logger(), UUID(flow_run.id)
     mark(run_id)
     with get_client(sync_client=True) as client:
@@ -112,6 +116,8 @@ def _run(overrides: list[str], force: bool, promote: bool, if_busy: Literal["wai
                 version = register(page, hours.registration, lock, tick)
             # By the workspace's own rules: an experiment does not choose what it is measured by.
             outcome = gate(page, version, hours.gate, tick)
+            if package and (outcome.passed or outcome.is_champion):
+                build_bento(page, version.number, hours.package, tick, [lock])
     message = f"version {version.number} {outcome.text}"
     if promote and outcome.passed and is_refused(version):
         message += "; a person has refused it, and is asked again by the flow `promotion` alone"
@@ -195,6 +201,8 @@ class Outcome(NamedTuple):
     passed: bool
     text: str
     """Goes on after the version's number."""
+    is_champion: bool = False
+    """Whether the version is what it might have become."""
 
 
 @task(cache_policy=NO_CACHE, task_run_name="gate")
@@ -202,7 +210,7 @@ def gate(page: Page, version: Version, hours: float, tick: Tick) -> Outcome:
     """Hold the version against the gate, which may evaluate the champion again; one that does not compare is registered all the same."""
     registry = Registry.open()
     if registry.served().champion == version.number:
-        return Outcome(False, "is the champion already")
+        return Outcome(False, "is the champion already", is_champion=True)
     try:
         with interruptible("gate", seconds=3600 * hours, tick=tick):
             verdict = examine(registry, read_section("gate", Gate), version.number, wait=True)

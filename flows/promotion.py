@@ -7,10 +7,12 @@ The pipeline's event starts it for a version that passed the gate, or a person i
 in time is a refusal.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 from uuid import UUID
 
-from prefect import flow, pause_flow_run
+from prefect import flow, pause_flow_run, task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, StateType
 from prefect.exceptions import FlowPauseTimeout
@@ -24,6 +26,7 @@ from prosemill.errors import ProsemillError
 from prosemill.orchestration.experiment import own_params
 from prosemill.orchestration.page import Page, quiet_mistakes
 from prosemill.orchestration.runs import close_lost_flow_runs, mark
+from prosemill.orchestration.stages import run_command
 from prosemill.params import Gate, read_section
 from prosemill.registry.gate import Verdict
 from prosemill.registry.promotion import examine, promote
@@ -42,32 +45,36 @@ class Decision(RunInput):
 
 
 @flow(name="promotion", description="The gate, a person's yes or no, and the change of the champion.")
-def promotion(version: int | None = None, approval: Literal["person", "none"] = "person", hours: Hours = 24) -> State[bool]:
+def promotion(
+    version: int | None = None, approval: Literal["person", "none"] = "person", hours: Hours = 24, package: bool = False
+) -> State[bool]:
     """Promote a version that passes the gate.
 
     Args:
         version: Its number; none for the challenger.
         approval: Who must agree besides the gate.
         hours: How long a person may take; silence refuses.
+        package: Build a Bento of the new champion, as `prosemill package` does: some hundred megabytes.
 
     Returns:
         Whether it was promoted.
     """
     quiet_mistakes()
     try:
-        return _run(version, approval, hours)
+        return _run(version, approval, hours, package)
     except ProsemillError as error:
         return Failed(message=str(error), data=error)
 
 
-def _run(version: int | None, approval: Literal["person", "none"], hours: float) -> State[bool]:
+def _run(version: int | None, approval: Literal["person", "none"], hours: float, package: bool) -> State[bool]:
     registry, run_id = Registry.open(), UUID(flow_run.id)
     mark(run_id)
     with get_client(sync_client=True) as client:
         close_lost_flow_runs(client)
         verdict = examine(registry, read_section("gate", Gate, own_params()), version, wait=True)
         client.update_flow_run(run_id, name=f"version {verdict.version}")
-    Page().show_verdict(verdict)
+    page = Page()
+    page.show_verdict(verdict)
     if not verdict.passed:
         return _refused(f"version {verdict.version} does not pass the gate: {verdict.failed}")
     if approval == "person":
@@ -80,7 +87,22 @@ def _run(version: int | None, approval: Literal["person", "none"], hours: float)
     verdict = promote(registry, read_section("gate", Gate, own_params()), verdict.version, wait=True)
     if not verdict.passed:  # somebody changed the champion or the gate while the person thought
         return _refused(f"version {verdict.version} does not pass the gate any more: {verdict.failed}")
+    if package:
+        build_bento(page, verdict.version)
     return Completed(name="Promoted", message=f"version {verdict.version} is the champion", data=True)
+
+
+@task(name="package", task_run_name="package", cache_policy=NO_CACHE)
+def build_bento(page: Page, number: int, hours: float = 1, tick: Callable[[], None] | None = None, hold: Sequence[int] = ()) -> None:
+    """Build a version's Bento, in a process of its own, which can be stopped; the page shows where it lies."""
+    lines = list[str]()
+
+    def show(line: str) -> None:
+        get_run_logger().info(line)
+        lines.append(line)
+
+    run_command("package", ["prosemill", "package", str(number)], show, seconds=3600 * hours, tick=tick, hold=hold)
+    page.show_bento(number, lines)
 
 
 def is_refused(version: Version) -> bool:

@@ -87,6 +87,11 @@ class Page:
         text = f"## Version {verdict.version} {outcome} the gate\n\n{verdict.as_markdown()}\n"
         self._create("gate", "create_markdown_artifact", markdown=text, description=f"Version {verdict.version} {outcome} the gate")
 
+    def show_bento(self, number: int, lines: Sequence[str]) -> None:
+        """What `prosemill package` printed: where the Bento lies, and what to do with it."""
+        text = f"## Version {number} as a Bento\n\n```bash\n" + "\n".join(lines) + "\n```\n"
+        self._create("bento", "create_markdown_artifact", markdown=text, description=f"Version {number}, to be served anywhere")
+
     def progress(self) -> Callable[[str], None]:
         """What to call with every line of a stage: progress in it is shown as a bar, one for each thing that is counted."""
         return _Bars(self)

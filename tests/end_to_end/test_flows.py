@@ -192,6 +192,18 @@ def test_the_gate_alone_promotes_where_nobody_is_asked(workspace: Workspace) -> 
     assert aliased(workspace, "champion") == "1"
 
 
+def test_a_version_is_packaged_if_it_passes_the_gate_and_the_page_shows_its_bento(workspace: Workspace) -> None:
+    forget_champion(workspace)
+    workspace.run("--package")
+    shown = workspace.api.artifacts(workspace.newest()["id"])["bento"]["data"]
+    assert workspace.api.task_states(workspace.newest()["id"])["package"] == "Completed"
+    (tag,) = set(re.findall(r"^bentoml serve (prosemill:1-[0-9a-f]{12})$", shown, re.MULTILINE))
+    (folder,) = re.findall(rf"^{tag}: [\d.,]+ MB in (.*)$", shown, re.MULTILINE)
+    assert (Path(folder) / "src/version/model/model.safetensors").is_file()
+    assert start_promotion(workspace, "1, approval='none', package=True").wait(SECONDS) == 0
+    assert tag in workspace.api.artifacts(newest_promotion(workspace)["id"])["bento"]["data"]
+
+
 def test_a_gate_that_became_stricter_while_a_person_thought_refuses(workspace: Workspace) -> None:
     params = workspace.clone.folder / "params.yaml"
     before = params.read_bytes()

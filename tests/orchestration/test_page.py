@@ -131,8 +131,9 @@ def test_the_page_shows_the_pipelines_own_results(server: Server, monkeypatch: p
     page.show_evaluation()
     page.show_version(Version(3, "run", "model", {}, ()), "http://127.0.0.1:5000")
     page.show_verdict(Verdict(3, None, (Rule("lineage", "whole", "whole", passed=True), Rule("bits per byte", "2.1", "2.0", passed=False))))
+    page.show_bento(3, ["prosemill:3-c0ffee: 543.1 MB in /bentos", "bentoml serve prosemill:3-c0ffee"])
     found = server.created
-    assert set(found) == {"stages", "metrics", "report", "mlflow-run", "registered-version", "gate"}
+    assert set(found) == {"stages", "metrics", "report", "mlflow-run", "registered-version", "gate", "bento"}
     assert found["stages"]["table"] == [
         {"stage": "download", "result": "unchanged", "duration": "0.5 s"},
         {"stage": "train", "result": "failed", "duration": "2.0 min"},
@@ -144,6 +145,7 @@ def test_the_page_shows_the_pipelines_own_results(server: Server, monkeypatch: p
     assert found["registered-version"]["link"].endswith("/versions/3")
     assert "Version 3 does not pass the gate" in found["gate"]["markdown"]
     assert "| bits per byte | 2.1 | 2.0 | failed |" in found["gate"]["markdown"]
+    assert "\nbentoml serve prosemill:3-c0ffee\n" in found["bento"]["markdown"]
     assert page.unreported == []
 
 

@@ -78,6 +78,8 @@ class Kept:
 
     lock: DvcLock
     evaluation: Evaluation
+    metrics: dict[str, Any]
+    """All of metrics/evaluation.json."""
     evaluation_md5: str
     sources: Mapping[str, Mapping[str, Any]]
     """Content of SOURCE.json of `corpus` and `model`."""
@@ -113,9 +115,11 @@ def read_kept(registry: Registry, version: Version) -> Kept:
         except FileNotFoundError as error:
             raise ProsemillError(f"{error.filename} of version {version.number} is gone: {remedy}") from None
     try:
+        metrics = dict(json.loads(content["evaluation_digest"]))
         return Kept(
             lock=DvcLock.parse(content["dvc_lock"].decode("utf-8")),
-            evaluation=Evaluation.parse(json.loads(content["evaluation_digest"])),
+            evaluation=Evaluation.parse(metrics),
+            metrics=metrics,
             evaluation_md5=hashlib.md5(content["evaluation_digest"], usedforsecurity=False).hexdigest(),
             sources={name: dict(json.loads(content[f"{name}_source"])) for name in SOURCES},
             altered=frozenset(_name(tag) for tag in FILES if hashlib.sha256(content[tag]).hexdigest() != version.tag(tag)),

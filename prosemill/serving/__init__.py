@@ -70,6 +70,7 @@ class Service:
         self._desk = app.state.desk = Desk(load_version(*find_champion(), settings), settings, Meters())
         self._follower = Follower(self._desk, settings)
         self._follower.start()
+        app.state.page.begin()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:

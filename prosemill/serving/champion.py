@@ -5,14 +5,16 @@ champion.writer.answer("The history of", Settings(max_new_tokens=20))
 champion.close()
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from prosemill.errors import ProsemillError
 from prosemill.generation.kernels import Precision
 from prosemill.generation.writer import Writer, choose_precision
-from prosemill.registry.kept import read_kept
+from prosemill.registry.kept import EVALUATION, read_kept
 from prosemill.registry.lineage import model_folder
 from prosemill.registry.store import CHAMPION, MODEL_NAME, Registry, Version
 from prosemill.serving.settings import ServiceSettings
@@ -27,7 +29,23 @@ class Champion:
     """In which its weights are held."""
     writer: Writer
     close: Callable[[], None]
-    """Ends its engine, and what that is still writing."""
+    """Ends its engines, and what they are still writing."""
+    name: str = ""
+    """What the model is called."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Content of metrics/evaluation.json; empty where it was not kept, or is not what was registered."""
+    base: Writer | None = None
+    """The base model, where it is held beside it."""
+
+    @property
+    def writers(self) -> list[Writer]:
+        """The model, and its base model where that is held."""
+        return [self.writer] if self.base is None else [self.writer, self.base]
+
+    @property
+    def num_running(self) -> int:
+        """Texts that get a token at every step."""
+        return sum(writer.engine.num_running for writer in self.writers)
 
 
 def find_champion() -> tuple[Registry, Version]:
@@ -53,11 +71,23 @@ def load_version(registry: Registry, version: Version, settings: ServiceSettings
         ProsemillError: its package is not as it was registered, or holds no model that can be served.
         RuntimeError: it cannot write.
     """
-    precision = settings.precision
-    if precision == "auto":
-        precision = choose_precision(read_kept(registry, version).evaluation.costs)
+    precision, metrics = settings.precision, dict[str, Any]()
+    try:
+        kept = read_kept(registry, version)
+    except ProsemillError:
+        if precision == "auto":
+            raise
+    else:
+        precision = choose_precision(kept.evaluation.costs) if precision == "auto" else precision
+        metrics = {} if EVALUATION.name in kept.altered else kept.metrics
     with ExitStack() as stack:
+
+        def load(folder: Path) -> Writer:
+            writer = stack.enter_context(Writer.open(folder, precision=precision, num_rows=settings.num_rows))
+            writer.warm_up()
+            return writer
+
         with registry.whole_package(version) as folder:
-            writer = stack.enter_context(Writer.open(model_folder(folder), precision=precision, num_rows=settings.num_rows))
-        writer.warm_up()
-        return Champion(version.number, precision, writer, stack.pop_all().close)
+            writer = load(model_folder(folder))
+        base = None if settings.base is None else load(settings.base)
+        return Champion(version.number, precision, writer, stack.pop_all().close, version.tag("model"), metrics, base)

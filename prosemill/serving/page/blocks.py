@@ -1,0 +1,175 @@
+"""The page's parts, drawn by Gradio: where they stand, and what their events do."""
+
+import secrets
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+from pydantic import ValidationError
+from starlette.types import ASGIApp
+
+from prosemill.serving.admission import BusyError
+from prosemill.serving.desk import Desk
+from prosemill.serving.errors import EngineError, TooLongError, fault_line
+from prosemill.serving.messages import DEFAULT, DEFAULT_LENGTH, GenerateRequest
+from prosemill.serving.page.answering import write
+from prosemill.serving.page.fragments import card, head, note, report
+from prosemill.serving.page.look import CSS, ICON, theme
+
+TITLE = "Prosemill"
+TRAINED, BASE = "Trained model", "Base model"
+MOST_NEW_TOKENS = 1024
+"""That a slider offers, where the model sees more."""
+LARGEST_SEED = 2**31
+"""Of those that the page draws: short enough to be typed again."""
+UNUSED = 1
+"""Bytes of a file that could be uploaded, if the page had a route for it."""
+SECONDS_BETWEEN_LOOKS = 0.02
+"""Of Gradio's queue at whether there is something to do; by itself it looks a thousand times a second, and the engine writes slower."""
+
+Updates = dict[Any, Any]
+
+
+def serve_blocks(blocks: gr.Blocks, path: str) -> ASGIApp:
+    """The page as an application whose routes stand below a path."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    gr.mount_gradio_app(
+        app,
+        blocks,
+        path=path,
+        theme=theme(),
+        css=CSS,
+        head=ICON,
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[],
+        show_error=False,
+        max_file_size=UNUSED,
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        pwa=False,
+    )
+    return app
+
+
+def make_blocks(desk: Callable[[], Desk]) -> gr.Blocks:
+    """Make the page for the champion that the desk has, and those that follow it."""
+    blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
+    with blocks:
+        _Page(desk)
+    blocks.queue(default_concurrency_limit=None, api_open=False)
+    blocks._queue.sleep_when_free = SECONDS_BETWEEN_LOOKS
+    return blocks
+
+
+class _Page:
+    """The parts by their names, and their events."""
+
+    def __init__(self, desk: Callable[[], Desk]) -> None:
+        self._desk = desk
+        champion = desk().champion
+        self._has_base = champion.base is not None
+        self.head = gr.HTML(lambda: head(desk().champion), js_on_load=None)
+        with gr.Row(elem_classes="work"):
+            with gr.Column(scale=5, min_width=320):
+                self._make_desk()
+            with gr.Column(scale=2, min_width=260, elem_classes="settings"):
+                self._make_settings(champion.writer.context)
+        with gr.Accordion("Evaluation", open=True, elem_classes="evaluation"):
+            self.report = gr.HTML(lambda: report(desk().champion), js_on_load=None)
+        self._bind()
+
+    def _make_desk(self) -> None:
+        self.prompt = gr.Textbox(
+            label="Prompt",
+            placeholder="The beginning of a text, which the model continues",
+            lines=3,
+            max_lines=12,
+            autofocus=True,
+            elem_id="prompt",
+        )
+        with gr.Row(elem_classes="buttons"):
+            self.generate = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
+            self.stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop", min_width=120)
+        self.note = gr.HTML(note(""), js_on_load=None, elem_id="note")
+        with gr.Row(elem_classes="answers"):
+            self.answer = gr.HTML(card(TRAINED), js_on_load=None, elem_id="answer", min_width=280)
+            self.base_answer = gr.HTML(card(BASE), js_on_load=None, elem_id="base-answer", min_width=280, visible=self._has_base)
+
+    def _make_settings(self, context: int | None) -> None:
+        longest = min(context or MOST_NEW_TOKENS, MOST_NEW_TOKENS)
+        self.with_base = gr.Checkbox(
+            value=self._has_base, label="Base model beside it", visible=self._has_base, elem_id="with-base", container=False
+        )
+        self.max_new_tokens = gr.Slider(1, longest, min(DEFAULT_LENGTH, longest), step=1, label="New tokens", elem_id="new-tokens")
+        self.temperature = gr.Slider(0, 2, DEFAULT.temperature, step=0.05, label="Temperature", info="0 takes the likeliest token")
+        self.top_p = gr.Slider(0.05, 1, DEFAULT.top_p, step=0.05, label="Top-p", info="Share of the probability drawn from")
+        with gr.Accordion("More", open=False):
+            self.top_k = gr.Slider(0, 200, DEFAULT.top_k, step=1, label="Top-k", info="Likeliest tokens drawn from; 0 for all")
+            self.repetition_penalty = gr.Slider(1, 2, DEFAULT.repetition_penalty, step=0.05, label="Repetition penalty")
+            self.seed = gr.Number(None, label="Seed", precision=0, minimum=0, info="The same gives the same text; empty draws one")
+
+    def _bind(self) -> None:
+        fields = [self.prompt, self.max_new_tokens, self.temperature, self.top_p, self.top_k, self.repetition_penalty, self.seed]
+        outputs = [self.head, self.report, self.answer, self.base_answer, self.note, self.generate, self.stop]
+        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        begun = [self.generate.click, self.prompt.submit]
+        writing = gr.on(begun, self._write, [self.with_base, *fields], outputs, concurrency_limit=None, **hidden)
+        self.stop.click(self._stop, None, [self.note, self.generate, self.stop], cancels=[writing], queue=False, **hidden)
+        self.with_base.change(lambda wanted: gr.update(visible=wanted), self.with_base, self.base_answer, queue=False, **hidden)
+
+    async def _write(
+        self,
+        with_base: bool,
+        prompt: str,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        repetition_penalty: float,
+        seed: int | None,
+    ) -> AsyncGenerator[Updates, None]:
+        """Write an answer, or say in one line why there is none."""
+        try:
+            wanted = GenerateRequest(
+                prompt=prompt,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                repetition_penalty=repetition_penalty,
+                seed=secrets.randbelow(LARGEST_SEED) if seed is None else seed,
+            )
+            async with aclosing(self._updates(wanted, with_base=with_base)) as updating:
+                async for updates in updating:
+                    yield updates
+        except ValidationError as error:
+            fault = error.errors()[0]
+            yield {self.note: note(fault_line(str(fault["loc"][0]), fault["msg"]), is_fault=True)} | self._at_rest()
+        except (BusyError, TooLongError, EngineError) as error:
+            yield {self.note: note(str(error), is_fault=True)} | self._at_rest()
+
+    async def _updates(self, wanted: GenerateRequest, *, with_base: bool) -> AsyncGenerator[Updates, None]:
+        is_first = True
+        async with aclosing(write(self._desk(), wanted, with_base=with_base)) as writing:
+            async for answers in writing:
+                cards = {
+                    part: card(title, wanted.prompt, answer.text, answer.ending)
+                    for part, title, answer in zip((self.answer, self.base_answer), (TRAINED, BASE), answers, strict=False)
+                }
+                yield cards | (self._at_work(answers[0].champion) if is_first else {})
+                is_first = False
+        yield {self.note: note(f"Seed {wanted.seed}")} | self._at_rest()
+
+    def _stop(self) -> tuple[Any, ...]:
+        return note("Stopped"), *self._at_rest().values()
+
+    def _at_work(self, champion: Any) -> Updates:
+        buttons = {self.generate: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
+        return {self.head: head(champion), self.report: report(champion), self.note: note("Writing …")} | buttons
+
+    def _at_rest(self) -> Updates:
+        return {self.generate: gr.update(interactive=True), self.stop: gr.update(interactive=False)}

@@ -30,8 +30,8 @@ class Champion:
     writer: Writer
     close: Callable[[], None]
     """Ends its engines, and what they are still writing."""
-    name: str = ""
-    """What the model is called."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Where it is from: `model`, what that is called."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Content of metrics/evaluation.json; empty where it was not kept, or is not what was registered."""
     base: Writer | None = None
@@ -89,5 +89,6 @@ def load_version(registry: Registry, version: Version, settings: ServiceSettings
 
         with registry.whole_package(version) as folder:
             writer = load(model_folder(folder))
+        facts = {"model": version.tag("model")}
         base = None if settings.base is None else load(settings.base)
-        return Champion(version.number, precision, writer, stack.pop_all().close, version.tag("model"), metrics, base)
+        return Champion(version.number, precision, writer, stack.pop_all().close, facts, metrics, base)

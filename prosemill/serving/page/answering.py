@@ -1,7 +1,7 @@
 """What happens between *Generate* and *Stop*.
 
 async for answers in write(desk, wanted, with_base=True):
-    answers[0].text, answers[0].ending
+    answers[0].text, answers[0].has_ended
 """
 
 import asyncio
@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from fastapi.concurrency import run_in_threadpool
 
-from prosemill.registry.answers import name_answer
 from prosemill.serving.champion import Champion
 from prosemill.serving.desk import Desk
-from prosemill.serving.messages import Ending, GenerateRequest
+from prosemill.serving.messages import GenerateRequest
 from prosemill.serving.stream import Stream
 
 PULSE = 0.05
@@ -28,14 +27,13 @@ class Growing:
     champion: Champion
     stream: Stream
     text: str = ""
-    ending: Ending | None = None
-    """Once it has ended."""
+    has_ended: bool = False
 
     async def read(self) -> None:
         """Have it grow until it ends. Raises `EngineError` if it fails."""
         async for piece in self.stream:
             self.text += piece
-        self.ending = Ending(**Ending.of(name_answer(self.champion.version), self.champion.version, self.stream))
+        self.has_ended = True
 
 
 async def write(desk: Desk, wanted: GenerateRequest, *, with_base: bool) -> AsyncGenerator[list[Growing], None]:

@@ -10,12 +10,14 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.types import ASGIApp
 
+from prosemill.registry.answers import name_answer
 from prosemill.serving.admission import BusyError
+from prosemill.serving.champion import Champion
 from prosemill.serving.desk import Desk
 from prosemill.serving.errors import EngineError, TooLongError, fault_line
 from prosemill.serving.messages import DEFAULT, DEFAULT_LENGTH, GenerateRequest
 from prosemill.serving.page.answering import write
-from prosemill.serving.page.fragments import card, head, note, report
+from prosemill.serving.page.fragments import card, empty_card, head, note, report
 from prosemill.serving.page.look import CSS, ICON, theme
 
 TITLE = "Prosemill"
@@ -65,6 +67,11 @@ def make_blocks(desk: Callable[[], Desk]) -> gr.Blocks:
     return blocks
 
 
+def _html(value: str | Callable[[], str], **options: Any) -> gr.HTML:
+    """A piece of HTML that is looked at alone. A function's is made when the page is opened."""
+    return gr.HTML(value, js_on_load=None, apply_default_css=False, **options)
+
+
 class _Page:
     """The parts by their names, and their events."""
 
@@ -72,14 +79,14 @@ class _Page:
         self._desk = desk
         champion = desk().champion
         self._has_base = champion.base is not None
-        self.head = gr.HTML(lambda: head(desk().champion), js_on_load=None)
+        self.head = _html(lambda: head(desk().champion))
         with gr.Row(elem_classes="work"):
             with gr.Column(scale=5, min_width=320):
                 self._make_desk()
             with gr.Column(scale=2, min_width=260, elem_classes="settings"):
                 self._make_settings(champion.writer.context)
         with gr.Accordion("Evaluation", open=True, elem_classes="evaluation"):
-            self.report = gr.HTML(lambda: report(desk().champion), js_on_load=None)
+            self.report = _html(lambda: report(desk().champion))
         self._bind()
 
     def _make_desk(self) -> None:
@@ -92,12 +99,12 @@ class _Page:
             elem_id="prompt",
         )
         with gr.Row(elem_classes="buttons"):
-            self.generate = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
-            self.stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop", min_width=120)
-        self.note = gr.HTML(note(""), js_on_load=None, elem_id="note")
+            self.generate = gr.Button("Generate", variant="primary", size="md", elem_id="generate", min_width=100)
+            self.stop = gr.Button("Stop", variant="stop", size="md", interactive=False, elem_id="stop", min_width=100)
+        self.note = _html(note(""), elem_id="note")
         with gr.Row(elem_classes="answers"):
-            self.answer = gr.HTML(card(TRAINED), js_on_load=None, elem_id="answer", min_width=280)
-            self.base_answer = gr.HTML(card(BASE), js_on_load=None, elem_id="base-answer", min_width=280, visible=self._has_base)
+            self.answer = _html(empty_card(TRAINED), elem_id="answer")
+            self.base_answer = _html(empty_card(BASE), elem_id="base-answer", visible=self._has_base)
 
     def _make_settings(self, context: int | None) -> None:
         longest = min(context or MOST_NEW_TOKENS, MOST_NEW_TOKENS)
@@ -110,7 +117,9 @@ class _Page:
         with gr.Accordion("More", open=False):
             self.top_k = gr.Slider(0, 200, DEFAULT.top_k, step=1, label="Top-k", info="Likeliest tokens drawn from; 0 for all")
             self.repetition_penalty = gr.Slider(1, 2, DEFAULT.repetition_penalty, step=0.05, label="Repetition penalty")
-            self.seed = gr.Number(None, label="Seed", precision=0, minimum=0, info="The same gives the same text; empty draws one")
+            self.seed = gr.Number(
+                None, label="Seed", elem_id="seed", precision=0, minimum=0, info="The same gives the same text; empty draws one"
+            )
 
     def _bind(self) -> None:
         fields = [self.prompt, self.max_new_tokens, self.temperature, self.top_p, self.top_k, self.repetition_penalty, self.seed]
@@ -153,21 +162,22 @@ class _Page:
             yield {self.note: note(str(error), is_fault=True)} | self._at_rest()
 
     async def _updates(self, wanted: GenerateRequest, *, with_base: bool) -> AsyncGenerator[Updates, None]:
-        is_first = True
+        champion = None
         async with aclosing(write(self._desk(), wanted, with_base=with_base)) as writing:
             async for answers in writing:
                 cards = {
-                    part: card(title, wanted.prompt, answer.text, answer.ending)
+                    part: card(title, wanted.prompt, answer)
                     for part, title, answer in zip((self.answer, self.base_answer), (TRAINED, BASE), answers, strict=False)
                 }
-                yield cards | (self._at_work(answers[0].champion) if is_first else {})
-                is_first = False
-        yield {self.note: note(f"Seed {wanted.seed}")} | self._at_rest()
+                yield cards if champion else cards | self._at_work(answers[0].champion)
+                champion = answers[0].champion
+        assert champion is not None
+        yield {self.note: note(f"Seed {wanted.seed} · {name_answer(champion.version)}")} | self._at_rest()
 
     def _stop(self) -> tuple[Any, ...]:
         return note("Stopped"), *self._at_rest().values()
 
-    def _at_work(self, champion: Any) -> Updates:
+    def _at_work(self, champion: Champion) -> Updates:
         buttons = {self.generate: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
         return {self.head: head(champion), self.report: report(champion), self.note: note("Writing …")} | buttons
 

@@ -5,37 +5,45 @@ from html import escape
 
 from prosemill.evaluation.table import HEADER, LINES, headline, table_cells
 from prosemill.serving.champion import Champion
-from prosemill.serving.messages import Ending
+from prosemill.serving.page.answering import Growing
+from prosemill.serving.stream import Finish, Stream
 
 SHOWN = ("bits_per_byte", "token_perplexity", "word_perplexity", "bleu", "rougeL", "distinct_2", "repetition_rate")
 """Metrics of the short report."""
 COLUMNS = HEADER[:4]
+ENDINGS: dict[Finish, str] = {"stop": "ended by itself", "length": "full length", "deadline": "cut at the deadline"}
 
 
 def head(champion: Champion) -> str:
     """The page's title, and who is at work."""
-    facts = [champion.name, f"version {champion.version}", champion.precision]
+    facts = [champion.facts.get("model"), f"version {champion.version}", champion.precision]
     chips = "".join(f"<span>{escape(fact)}</span>" for fact in facts if fact)
     return f'<header class="head"><h1>Prosemill</h1><p class="chips">{chips}</p></header>'
 
 
-def card(title: str, prompt: str = "", text: str = "", ending: Ending | None = None) -> str:
-    """A model's answer behind its prompt, and how it ended."""
-    body = f'<b class="given">{escape(prompt)}</b>{escape(text)}' if prompt else '<i class="empty">The answer comes here.</i>'
-    state = "" if ending or not prompt else " growing"
-    return (
-        f'<article class="answer"><h2>{escape(title)}</h2><p class="text{state}" dir="auto">{body}</p>'
-        f"<footer>{_ending(ending) if ending else '&nbsp;'}</footer></article>"
-    )
+def empty_card(title: str) -> str:
+    """Where a model's answer will stand."""
+    return _card(title, '<p class="text empty">The answer comes here.</p>', "")
 
 
-def _ending(ending: Ending) -> str:
-    num_tokens, timings = ending.usage.completion_tokens, ending.timings
-    facts = [f"{num_tokens} token{'s' * (num_tokens != 1)}", f"{timings.seconds:.1f} s"]
-    if timings.first_token_seconds is not None:
-        facts.append(f"first after {1000 * timings.first_token_seconds:.0f} ms")
-    facts.append({"stop": "ended by itself", "length": "full length", "deadline": "cut at the deadline"}[ending.finish_reason])
-    return f"{' · '.join(facts)}<br><code>{escape(ending.id)}</code>"
+def card(title: str, prompt: str, answer: Growing) -> str:
+    """A model's answer behind its prompt, and once it has ended, how."""
+    text = f'<span class="given">{escape(prompt)}</span>{escape(answer.text)}'
+    if not answer.has_ended:
+        return _card(title, f'<p class="text growing" dir="auto">{text}</p>', "")
+    return _card(title, f'<p class="text" dir="auto">{text}</p>', _ending(answer.stream))
+
+
+def _card(title: str, body: str, ending: str) -> str:
+    return f'<article class="answer"><h2>{escape(title)}</h2>{body}<footer>{ending}</footer></article>'
+
+
+def _ending(stream: Stream) -> str:
+    end = stream.end
+    facts = [f"{end.num_new_tokens} token{'s' * (end.num_new_tokens != 1)}", f"{end.seconds:.1f} s"]
+    if end.first_token_seconds is not None:
+        facts.append(f"first after {1000 * end.first_token_seconds:.0f} ms")
+    return " · ".join((*facts, ENDINGS[stream.finish]))
 
 
 def note(text: str, *, is_fault: bool = False) -> str:

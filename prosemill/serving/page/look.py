@@ -14,6 +14,7 @@ def theme() -> Base:
     )
     return chosen.set(
         body_background_fill="*neutral_50",
+        body_text_color_subdued="*neutral_500",
         block_background_fill="white",
         block_border_width="1px",
         block_shadow="none",
@@ -33,11 +34,17 @@ ICON = (
 )
 
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto; padding: 20px 16px 40px !important; }
-footer.svelte-footer { display: none; }
+.gradio-container { max-width: 1180px !important; margin: 0 auto; padding: 0 !important; }
+.gradio-container .main { padding: 24px 16px 40px; }
+.html-container { padding: 0 !important; }
+.buttons { max-width: 22rem; }
+#stop:not(:disabled) { color: #b42318; background: var(--block-background-fill); border: 1px solid currentcolor; }
+.dark #stop:not(:disabled) { color: #fda29b; }
+.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); }
+.answers > *, .answers .html-container, .answers .html-container > div { height: 100%; min-width: 0 !important; }
 
 .head { display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 16px; }
-.head h1 { margin: 0; font-size: 1.7rem; letter-spacing: -0.02em; }
+.head h1 { margin: 0; font-size: 1.7rem; font-weight: 650; letter-spacing: -0.02em; }
 .chips { margin: 0; display: flex; flex-wrap: wrap; gap: 6px; }
 .chips span { padding: 2px 10px; border-radius: 99px; font-size: 0.8rem; background: var(--primary-100); color: var(--primary-900); }
 .dark .chips span { background: var(--primary-900); color: var(--primary-100); }
@@ -51,13 +58,13 @@ footer.svelte-footer { display: none; }
 .answer h2 { margin: 0 0 8px; font-size: 0.85rem; font-weight: 600; }
 .answer .text { flex: 1; margin: 0; min-height: 9em; white-space: pre-wrap; overflow-wrap: anywhere;
   font: 1.02rem/1.6 "Charter", "Iowan Old Style", Georgia, serif; }
-.answer .given { font-weight: inherit; color: var(--body-text-color-subdued); }
-.answer .empty { color: var(--body-text-color-subdued); }
-.answer footer { margin-top: 12px; min-height: 2.6em; font-size: 0.75rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+.answer .given, .answer .empty { color: var(--body-text-color-subdued); }
+.answer .empty { font-style: italic; }
+.answer footer { margin-top: 12px; min-height: 1.4em; font-size: 0.75rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 body:has(#stop:not(:disabled)) .growing::after { content: "▍"; color: var(--primary-500); animation: blink 1s steps(2) infinite; }
 @keyframes blink { 50% { opacity: 0; } }
 
-.report table { width: 100%; border-collapse: collapse; font-size: 0.85rem; }
+.report table { width: 100%; max-width: 44rem; border-collapse: collapse; font-size: 0.85rem; }
 .report th, .report td { padding: 5px 8px; text-align: right; font-variant-numeric: tabular-nums;
   border-bottom: 1px solid var(--border-color-primary); }
 .report th { font-weight: 600; color: var(--body-text-color-subdued); }

@@ -27,7 +27,7 @@ PATH = "/ui"
 
 ROUTES = {
     "GET": re.compile(r"/|/config|/theme\.css|/(assets|static)/.+|/gradio_api/(queue/data|startup-events)"),
-    "POST": re.compile(r"/gradio_api/(queue/join|cancel)"),
+    "POST": re.compile(r"/gradio_api/(queue/join|cancel|reset)"),
 }
 """What the page asks for, below `PATH`."""
 

@@ -127,8 +127,8 @@ class _Page:
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         begun = [self.generate.click, self.prompt.submit]
         writing = gr.on(begun, self._write, [self.with_base, *fields], outputs, concurrency_limit=None, **hidden)
-        self.stop.click(self._stop, None, [self.note, self.generate, self.stop], cancels=[writing], queue=False, **hidden)
-        self.with_base.change(lambda wanted: gr.update(visible=wanted), self.with_base, self.base_answer, queue=False, **hidden)
+        self.stop.click(self._stop, None, [self.note, self.generate, self.stop], cancels=[writing], **hidden)
+        self.with_base.change(lambda wanted: gr.update(visible=wanted), self.with_base, self.base_answer, **hidden)
 
     async def _write(
         self,

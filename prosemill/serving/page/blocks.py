@@ -117,49 +117,37 @@ class _Page:
         with gr.Accordion("More", open=False):
             self.top_k = gr.Slider(0, 200, DEFAULT.top_k, step=1, label="Top-k", info="Likeliest tokens drawn from; 0 for all")
             self.repetition_penalty = gr.Slider(1, 2, DEFAULT.repetition_penalty, step=0.05, label="Repetition penalty")
-            self.seed = gr.Number(
-                None, label="Seed", elem_id="seed", precision=0, minimum=0, info="The same gives the same text; empty draws one"
+            self.seed = gr.Textbox(
+                label="Seed", elem_id="seed", max_lines=1, placeholder="drawn", info="The same gives the same text; empty draws one"
             )
 
     def _bind(self) -> None:
-        fields = [self.prompt, self.max_new_tokens, self.temperature, self.top_p, self.top_k, self.repetition_penalty, self.seed]
+        names = ("prompt", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
+        self.fields = {name: getattr(self, name) for name in names}
         outputs = [self.head, self.report, self.answer, self.base_answer, self.note, self.generate, self.stop]
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         begun = [self.generate.click, self.prompt.submit]
-        writing = gr.on(begun, self._write, [self.with_base, *fields], outputs, concurrency_limit=None, **hidden)
+        writing = gr.on(begun, self._write, [self.with_base, *self.fields.values()], outputs, concurrency_limit=None, **hidden)
         self.stop.click(self._stop, None, [self.note, self.generate, self.stop], cancels=[writing], **hidden)
         self.with_base.change(lambda wanted: gr.update(visible=wanted), self.with_base, self.base_answer, **hidden)
 
-    async def _write(
-        self,
-        with_base: bool,
-        prompt: str,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        top_k: int,
-        repetition_penalty: float,
-        seed: int | None,
-    ) -> AsyncGenerator[Updates, None]:
+    async def _write(self, with_base: bool, *given: Any) -> AsyncGenerator[Updates, None]:
         """Write an answer, or say in one line why there is none."""
+        fields = dict(zip(self.fields, given, strict=True))
+        if not fields["prompt"]:
+            yield self._fault("Type the beginning of a text first")
+            return
+        fields["seed"] = (fields["seed"] or "").strip() or secrets.randbelow(LARGEST_SEED)
         try:
-            wanted = GenerateRequest(
-                prompt=prompt,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                repetition_penalty=repetition_penalty,
-                seed=secrets.randbelow(LARGEST_SEED) if seed is None else seed,
-            )
+            wanted = GenerateRequest.model_validate(fields, strict=False)  # the seed is text
             async with aclosing(self._updates(wanted, with_base=with_base)) as updating:
                 async for updates in updating:
                     yield updates
         except ValidationError as error:
             fault = error.errors()[0]
-            yield {self.note: note(fault_line(str(fault["loc"][0]), fault["msg"]), is_fault=True)} | self._at_rest()
+            yield self._fault(fault_line(str(fault["loc"][0]), fault["msg"]))
         except (BusyError, TooLongError, EngineError) as error:
-            yield {self.note: note(str(error), is_fault=True)} | self._at_rest()
+            yield self._fault(str(error))
 
     async def _updates(self, wanted: GenerateRequest, *, with_base: bool) -> AsyncGenerator[Updates, None]:
         champion = None
@@ -173,6 +161,9 @@ class _Page:
                 champion = answers[0].champion
         assert champion is not None
         yield {self.note: note(f"Seed {wanted.seed} · {name_answer(champion.version)}")} | self._at_rest()
+
+    def _fault(self, line: str) -> Updates:
+        return {self.note: note(line, is_fault=True)} | self._at_rest()
 
     def _stop(self) -> tuple[Any, ...]:
         return note("Stopped"), *self._at_rest().values()

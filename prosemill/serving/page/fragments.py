@@ -1,6 +1,7 @@
 """Pieces of the page's HTML. Whatever a person or a model wrote is escaped."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from html import escape
 
 from prosemill.evaluation.table import HEADER, LINES, headline, table_cells
@@ -53,12 +54,14 @@ def note(text: str, *, is_fault: bool = False) -> str:
 
 def report(champion: Champion) -> str:
     """The evaluation of the version, in short."""
-    if not champion.metrics:
+    metrics, sentence = dict(champion.metrics), ""
+    if not metrics:
         return '<p class="note">No evaluation was kept with this version.</p>'
-    rows = [cells for line, cells in zip(LINES, table_cells(dict(champion.metrics)), strict=True) if line.name in SHOWN]
+    with suppress(KeyError):  # of a version that was evaluated before there were all that it names
+        sentence = f"<p>{escape(headline(metrics))}</p>"
+    rows = [cells for line, cells in zip(LINES, table_cells(metrics), strict=True) if line.name in SHOWN]
     body = "".join(_row(cells[: len(COLUMNS)], "td") for cells in rows)
-    sentence = escape(headline(dict(champion.metrics)))
-    return f'<section class="report"><p>{sentence}</p><table><thead>{_row(COLUMNS, "th")}</thead><tbody>{body}</tbody></table></section>'
+    return f'<section class="report">{sentence}<table><thead>{_row(COLUMNS, "th")}</thead><tbody>{body}</tbody></table></section>'
 
 
 def _row(cells: Sequence[str], kind: str) -> str:

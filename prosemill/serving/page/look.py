@@ -37,8 +37,9 @@ CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto; padding: 0 !important; }
 .gradio-container .main { padding: 24px 16px 40px; }
 .html-container { padding: 0 !important; }
+.dark input[type="range"] { --neutral-200: var(--neutral-600); }
 .buttons { max-width: 22rem; }
-#stop:not(:disabled) { color: #b42318; background: var(--block-background-fill); border: 1px solid currentcolor; }
+#stop:not(:disabled) { color: #b42318; background: var(--block-background-fill); box-shadow: inset 0 0 0 1px currentcolor; }
 .dark #stop:not(:disabled) { color: #fda29b; }
 .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); }
 .answers > *, .answers .html-container, .answers .html-container > div { height: 100%; min-width: 0 !important; }

@@ -3,8 +3,10 @@
 import itertools
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +18,7 @@ from fastapi.routing import iter_route_contexts
 from prosemill.generation.writer import Writer
 from prosemill.serving.champion import Champion
 from prosemill.serving.page import PATH
+from prosemill.serving.page.fragments import report
 from tests.browser import Browser, needs_browser, running_browser
 from tests.models import write_model
 from tests.serving.conftest import NUM_ROWS, Served, serving, wait_until
@@ -172,6 +175,19 @@ def test_the_page_is_admitted_as_the_routes_are(tiny_model: Path, other_model: P
         wait_until(lambda: is_empty(served), "a row or a place is held")
 
 
+def test_no_limit_of_gradios_keeps_people_waiting_where_there_is_room(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many, goes_on = 45, threading.Event()  # Gradio's own limit is 40
+    with serving(tiny_model, max_requests=many) as served, ExitStack() as stack:
+        stack.callback(goes_on.set)
+        decoder = served.desk.champion.writer.engine._decoder
+        step = decoder.step
+        monkeypatch.setattr(decoder, "step", lambda *given: goes_on.wait() and step(*given))
+        for _ in range(many):
+            stack.enter_context(Visit(served).generate("The history of", **LONG).listen())
+        wait_until(lambda: served.desk.admission.num_requests == many, "some are kept waiting")
+        assert "the service is busy: come back in" in Visit(served).generate("The history of").last()["note"]
+
+
 def test_a_page_that_is_closed_frees_its_rows(paged: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     slow_down(paged, monkeypatch)
     engine = paged.desk.champion.writer.engine
@@ -189,6 +205,12 @@ def test_the_next_answer_comes_from_the_next_champion_and_says_so(tiny_model: Pa
         assert "answer-v8-" in Visit(served).generate("The history of").last()["note"]
         served.desk.swap(Champion(9, "fp32", writer, lambda: None))
         assert "answer-v9-" in Visit(served).generate("The history of").last()["note"]
+
+
+def test_a_version_whose_evaluation_says_little_has_a_page_too(paged: Served) -> None:
+    little = {"base": {"bits_per_byte": 2.5}, "trained": {"bits_per_byte": 2.0}}
+    assert "<td>2.0000</td>" in report(replace(paged.desk.champion, metrics=little))
+    assert "No evaluation was kept" in report(replace(paged.desk.champion, metrics={}))
 
 
 # In a browser

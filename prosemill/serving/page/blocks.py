@@ -28,6 +28,8 @@ LARGEST_SEED = 2**31
 """Of those that the page draws: short enough to be typed again."""
 UNUSED = 1
 """Bytes of a file that could be uploaded, if the page had a route for it."""
+MOST_AT_ONCE = 1000
+"""Events in Gradio's hands, and as many that wait: more than the desk lets in, so that it alone says who waits and who is refused."""
 SECONDS_BETWEEN_LOOKS = 0.02
 """Of Gradio's queue at whether there is something to do; by itself it looks a thousand times a second, and the engine writes slower."""
 
@@ -62,7 +64,8 @@ def make_blocks(desk: Callable[[], Desk]) -> gr.Blocks:
     blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
     with blocks:
         _Page(desk)
-    blocks.queue(default_concurrency_limit=None, api_open=False)
+    blocks.max_threads = MOST_AT_ONCE
+    blocks.queue(default_concurrency_limit=None, max_size=MOST_AT_ONCE, api_open=False)
     blocks._queue.sleep_when_free = SECONDS_BETWEEN_LOOKS
     return blocks
 

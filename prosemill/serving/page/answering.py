@@ -16,7 +16,7 @@ from prosemill.serving.desk import Desk
 from prosemill.serving.messages import GenerateRequest
 from prosemill.serving.stream import Stream
 
-PULSE = 0.05
+PULSE = 0.1
 """Seconds between two looks at what has been written. After each Gradio sees whether anybody is still there."""
 
 

@@ -12,16 +12,14 @@ from starlette.types import ASGIApp
 
 from prosemill.registry.answers import name_answer
 from prosemill.serving.admission import BusyError
-from prosemill.serving.champion import Champion
 from prosemill.serving.desk import Desk
 from prosemill.serving.errors import EngineError, TooLongError, fault_line
 from prosemill.serving.messages import DEFAULT, DEFAULT_LENGTH, GenerateRequest
 from prosemill.serving.page.answering import write
-from prosemill.serving.page.fragments import card, empty_card, head, note, report
+from prosemill.serving.page.fragments import cards, empty_cards, head, note, report
 from prosemill.serving.page.look import CSS, ICON, theme
 
 TITLE = "Prosemill"
-TRAINED, BASE = "Trained model", "Base model"
 MOST_NEW_TOKENS = 1024
 """That a slider offers, where the model sees more."""
 LARGEST_SEED = 2**31
@@ -32,8 +30,6 @@ MOST_AT_ONCE = 1000
 """Events in Gradio's hands, and as many that wait: more than the desk lets in, so that it alone says who waits and who is refused."""
 SECONDS_BETWEEN_LOOKS = 0.02
 """Of Gradio's queue at whether there is something to do; by itself it looks a thousand times a second, and the engine writes slower."""
-
-Updates = dict[Any, Any]
 
 
 def serve_blocks(blocks: gr.Blocks, path: str) -> ASGIApp:
@@ -105,9 +101,7 @@ class _Page:
             self.generate = gr.Button("Generate", variant="primary", size="md", elem_id="generate", min_width=100)
             self.stop = gr.Button("Stop", variant="stop", size="md", interactive=False, elem_id="stop", min_width=100)
         self.note = _html(note(""), elem_id="note")
-        with gr.Row(elem_classes="answers"):
-            self.answer = _html(empty_card(TRAINED), elem_id="answer")
-            self.base_answer = _html(empty_card(BASE), elem_id="base-answer", visible=self._has_base)
+        self.answers = _html(empty_cards(with_base=self._has_base), elem_id="answers")
 
     def _make_settings(self, context: int | None) -> None:
         longest = min(context or MOST_NEW_TOKENS, MOST_NEW_TOKENS)
@@ -127,53 +121,44 @@ class _Page:
     def _bind(self) -> None:
         names = ("prompt", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
         self.fields = {name: getattr(self, name) for name in names}
-        outputs = [self.head, self.report, self.answer, self.base_answer, self.note, self.generate, self.stop]
+        buttons = [self.generate, self.stop]
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        begun = [self.generate.click, self.prompt.submit]
-        writing = gr.on(begun, self._write, [self.with_base, *self.fields.values()], outputs, concurrency_limit=None, **hidden)
-        self.stop.click(self._stop, None, [self.note, self.generate, self.stop], cancels=[writing], **hidden)
-        self.with_base.change(lambda wanted: gr.update(visible=wanted), self.with_base, self.base_answer, **hidden)
+        begun = gr.on([self.generate.click, self.prompt.submit], self._begin, None, [self.head, self.report, *buttons], **hidden)
+        # Values of few parts: Gradio makes a part anew for an update of it and where it is left out, which takes milliseconds each time.
+        writing = begun.then(self._write, [self.with_base, *self.fields.values()], [self.note, self.answers], **hidden)
+        writing.then(self._at_rest, None, buttons, **hidden)
+        self.stop.click(self._stop, None, [self.note, *buttons], cancels=[writing], **hidden)
 
-    async def _write(self, with_base: bool, *given: Any) -> AsyncGenerator[Updates, None]:
+    def _begin(self) -> tuple[Any, ...]:
+        champion = self._desk().champion
+        return head(champion), report(champion), gr.update(interactive=False), gr.update(interactive=True)
+
+    def _at_rest(self) -> tuple[Any, ...]:
+        return gr.update(interactive=True), gr.update(interactive=False)
+
+    def _stop(self) -> tuple[Any, ...]:
+        return note("Stopped"), *self._at_rest()
+
+    async def _write(self, with_base: bool, *given: Any) -> AsyncGenerator[tuple[Any, Any], None]:
         """Write an answer, or say in one line why there is none."""
         fields = dict(zip(self.fields, given, strict=True))
         if not fields["prompt"]:
-            yield self._fault("Type the beginning of a text first")
+            yield _fault("Type the beginning of a text first")
             return
         fields["seed"] = (fields["seed"] or "").strip() or secrets.randbelow(LARGEST_SEED)
         try:
             wanted = GenerateRequest.model_validate(fields, strict=False)  # the seed is text
-            async with aclosing(self._updates(wanted, with_base=with_base)) as updating:
-                async for updates in updating:
-                    yield updates
+            async with aclosing(write(self._desk(), wanted, with_base=with_base)) as writing:
+                async for answers in writing:
+                    shown = cards(wanted.prompt, answers)
+                    yield note("Writing …"), shown
+            yield note(f"Seed {wanted.seed} · {name_answer(answers[0].champion.version)}"), shown
         except ValidationError as error:
             fault = error.errors()[0]
-            yield self._fault(fault_line(str(fault["loc"][0]), fault["msg"]))
+            yield _fault(fault_line(str(fault["loc"][0]), fault["msg"]))
         except (BusyError, TooLongError, EngineError) as error:
-            yield self._fault(str(error))
+            yield _fault(str(error))
 
-    async def _updates(self, wanted: GenerateRequest, *, with_base: bool) -> AsyncGenerator[Updates, None]:
-        champion = None
-        async with aclosing(write(self._desk(), wanted, with_base=with_base)) as writing:
-            async for answers in writing:
-                cards = {
-                    part: card(title, wanted.prompt, answer)
-                    for part, title, answer in zip((self.answer, self.base_answer), (TRAINED, BASE), answers, strict=False)
-                }
-                yield cards if champion else cards | self._at_work(answers[0].champion)
-                champion = answers[0].champion
-        assert champion is not None
-        yield {self.note: note(f"Seed {wanted.seed} · {name_answer(champion.version)}")} | self._at_rest()
 
-    def _fault(self, line: str) -> Updates:
-        return {self.note: note(line, is_fault=True)} | self._at_rest()
-
-    def _stop(self) -> tuple[Any, ...]:
-        return note("Stopped"), *self._at_rest().values()
-
-    def _at_work(self, champion: Champion) -> Updates:
-        buttons = {self.generate: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
-        return {self.head: head(champion), self.report: report(champion), self.note: note("Writing …")} | buttons
-
-    def _at_rest(self) -> Updates:
-        return {self.generate: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
+def _fault(line: str) -> tuple[Any, Any]:
+    return note(line, is_fault=True), gr.skip()

@@ -12,6 +12,8 @@ from prosemill.serving.stream import Finish, Stream
 SHOWN = ("bits_per_byte", "token_perplexity", "word_perplexity", "bleu", "rougeL", "distinct_2", "repetition_rate")
 """Metrics of the short report."""
 COLUMNS = HEADER[:4]
+CARDS = {"Trained model": "answer", "Base model": "base-answer"}
+"""Their titles and ids."""
 ENDINGS: dict[Finish, str] = {"stop": "ended by itself", "length": "full length", "deadline": "cut at the deadline"}
 
 
@@ -22,21 +24,29 @@ def head(champion: Champion) -> str:
     return f'<header class="head"><h1>Prosemill</h1><p class="chips">{chips}</p></header>'
 
 
-def empty_card(title: str) -> str:
-    """Where a model's answer will stand."""
-    return _card(title, '<p class="text empty">The answer comes here.</p>', "")
+def empty_cards(*, with_base: bool) -> str:
+    """Where the answers will stand."""
+    body = '<p class="text empty">The answer comes here.</p>'
+    return _answers([_card(title, body, "") for title in list(CARDS)[: 1 + with_base]])
 
 
-def card(title: str, prompt: str, answer: Growing) -> str:
-    """A model's answer behind its prompt, and once it has ended, how."""
+def cards(prompt: str, answers: Sequence[Growing]) -> str:
+    """The answers behind their prompt, and of those that have ended, how."""
+    return _answers([_grown(title, prompt, answer) for title, answer in zip(CARDS, answers, strict=False)])
+
+
+def _grown(title: str, prompt: str, answer: Growing) -> str:
     text = f'<span class="given">{escape(prompt)}</span>{escape(answer.text)}'
-    if not answer.has_ended:
-        return _card(title, f'<p class="text growing" dir="auto">{text}</p>', "")
-    return _card(title, f'<p class="text" dir="auto">{text}</p>', _ending(answer.stream))
+    state, ending = ("", _ending(answer.stream)) if answer.has_ended else (" growing", "")
+    return _card(title, f'<p class="text{state}" dir="auto">{text}</p>', ending)
 
 
 def _card(title: str, body: str, ending: str) -> str:
-    return f'<article class="answer"><h2>{escape(title)}</h2>{body}<footer>{ending}</footer></article>'
+    return f'<article id="{CARDS[title]}"><h2>{escape(title)}</h2>{body}<footer>{ending}</footer></article>'
+
+
+def _answers(articles: Sequence[str]) -> str:
+    return f'<div class="answers">{"".join(articles)}</div>'
 
 
 def _ending(stream: Stream) -> str:

@@ -41,8 +41,8 @@ CSS = """
 .buttons { max-width: 22rem; }
 #stop:not(:disabled) { color: #b42318; background: var(--block-background-fill); box-shadow: inset 0 0 0 1px currentcolor; }
 .dark #stop:not(:disabled) { color: #fda29b; }
-.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); }
-.answers > *, .answers .html-container, .answers .html-container > div { height: 100%; min-width: 0 !important; }
+.answers { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); }
+body:has(#with-base input:not(:checked)) #base-answer { display: none; }
 
 .head { display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 16px; }
 .head h1 { margin: 0; font-size: 1.7rem; font-weight: 650; letter-spacing: -0.02em; }
@@ -54,14 +54,14 @@ CSS = """
 .note.fault { color: #b42318; }
 .dark .note.fault { color: #fda29b; }
 
-.answer { height: 100%; padding: 16px 20px; display: flex; flex-direction: column; box-sizing: border-box;
+.answers article { padding: 16px 20px; display: flex; flex-direction: column; box-sizing: border-box;
   background: var(--block-background-fill); border: 1px solid var(--border-color-primary); border-radius: var(--block-radius); }
-.answer h2 { margin: 0 0 8px; font-size: 0.85rem; font-weight: 600; }
-.answer .text { flex: 1; margin: 0; min-height: 9em; white-space: pre-wrap; overflow-wrap: anywhere;
+.answers h2 { margin: 0 0 8px; font-size: 0.85rem; font-weight: 600; }
+.answers .text { flex: 1; margin: 0; min-height: 9em; white-space: pre-wrap; overflow-wrap: anywhere;
   font: 1.02rem/1.6 "Charter", "Iowan Old Style", Georgia, serif; }
-.answer .given, .answer .empty { color: var(--body-text-color-subdued); }
-.answer .empty { font-style: italic; }
-.answer footer { margin-top: 12px; min-height: 1.4em; font-size: 0.75rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+.answers .given, .answers .empty { color: var(--body-text-color-subdued); }
+.answers .empty { font-style: italic; }
+.answers footer { margin-top: 12px; min-height: 1.4em; font-size: 0.75rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 body:has(#stop:not(:disabled)) .growing::after { content: "▍"; color: var(--primary-500); animation: blink 1s steps(2) infinite; }
 @keyframes blink { 50% { opacity: 0; } }
 

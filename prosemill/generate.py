@@ -14,7 +14,7 @@ from prosemill.errors import ProsemillError
 from prosemill.generation.kernels import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.generation.writer import Writer, choose_precision
-from prosemill.registry.kept import costs_in
+from prosemill.registry.evaluation import costs_in
 from prosemill.workspace import METRICS, TRAINED_MODEL
 
 

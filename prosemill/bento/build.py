@@ -46,6 +46,7 @@ CODE = (
     "digests.py",
     "end_of_text.py",
     "errors.py",
+    "evaluation/table.py",  # without the package around it, which imports all that an evaluation needs
     "families",
     "generation",
     "orphans.py",
@@ -54,6 +55,7 @@ CODE = (
     "registry/__init__.py",
     "registry/answers.py",
     "registry/digest.py",
+    "registry/evaluation.py",
     "serving",
     "telemetry.py",
 )
@@ -62,6 +64,7 @@ CODE = (
 REQUIREMENTS = (
     "click",
     "fastapi",
+    "gradio",
     "numpy",
     "platformdirs",
     "prometheus-client",
@@ -186,7 +189,7 @@ def _gather(context: Path, registry: Registry, version: Version, *, with_base: b
     if with_base:
         _copy_base(version, held / BASE)
     (held / EVALUATION).write_bytes(kept.evaluation_file)
-    seal(held, number=version.number, facts=candidate.facts, costs=kept.evaluation.costs)
+    seal(held, number=version.number, facts=candidate.facts)
     copy_code(CODE, context)
     shutil.copyfile(Path(__file__).with_name("entry.py"), context / "service.py")
     requirements = pinned(REQUIREMENTS)
@@ -198,6 +201,7 @@ def _gather(context: Path, registry: Registry, version: Version, *, with_base: b
         "labels": {"version": str(version.number), **candidate.facts},
         "description": README.format(name=NAME, tag=tag, number=version.number, **candidate.facts),
         "python": {"packages": requirements, "lock_packages": False},  # to lock the others' versions takes a package index
+        "docker": {"system_packages": ["gcc", "libc6-dev"]},  # for the engine's kernels, which are compiled where they run
     }
 
 

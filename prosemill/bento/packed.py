@@ -1,6 +1,6 @@
 """What a Bento holds of a version, as the source of what is served: always the same.
 
-seal(folder, number=3, facts=facts, costs=costs)    # when it is built
+seal(folder, number=3, facts=facts)    # when it is built
 Service = make_service(Packed(folder))              # where it is served
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prosemill.errors import ProsemillError
 from prosemill.registry.digest import folder_digest
@@ -31,11 +32,11 @@ class PackedVersion:
     """Where it is from."""
     digest: str
     """Of the folder without its seal."""
-    known_costs: Mapping[str, float]
 
-    def costs(self) -> Mapping[str, float]:
-        """What its evaluation says of precisions."""
-        return self.known_costs
+    @property
+    def base(self) -> Path | None:
+        """The base model, if the Bento was built with it."""
+        return base if (base := self.folder / BASE).is_dir() else None
 
     @contextmanager
     def model(self) -> Iterator[Path]:
@@ -47,6 +48,10 @@ class PackedVersion:
                 "do not use it; unpack the Bento again, or build it with `prosemill package`"
             )
         yield self.folder / MODEL
+
+    def metrics(self) -> Mapping[str, Any]:
+        """Content of metrics/evaluation.json, as it was registered."""
+        return dict(json.loads((self.folder / EVALUATION).read_text(encoding="utf-8")))
 
 
 class Packed:
@@ -62,14 +67,12 @@ class Packed:
         path = self._folder / SEAL
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return PackedVersion(
-                self._folder, int(content["version"]), dict(content["facts"]), str(content["digest"]), dict(content["costs"])
-            )
+            return PackedVersion(self._folder, int(content["version"]), dict(content["facts"]), str(content["digest"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ProsemillError(f"{path} cannot be read ({error}): unpack the Bento again, or build it with `prosemill package`") from None
 
 
-def seal(folder: Path, *, number: int, facts: Mapping[str, str], costs: Mapping[str, float]) -> None:
+def seal(folder: Path, *, number: int, facts: Mapping[str, str]) -> None:
     """Write down which version a folder holds, and the digest of what is in it now."""
-    content = {"version": number, "facts": dict(facts), "costs": dict(costs), "digest": folder_digest(folder, without=SEAL)}
+    content = {"version": number, "facts": dict(facts), "digest": folder_digest(folder, without=SEAL)}
     (folder / SEAL).write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prosemill.errors import ProsemillError
-from prosemill.registry.kept import read_kept
+from prosemill.registry.kept import EVALUATION, read_kept
 from prosemill.registry.lineage import model_folder
 from prosemill.registry.store import CHAMPION, MODEL_NAME, Registry, Version
 
@@ -23,6 +24,8 @@ class RegisteredVersion:
 
     registry: Registry
     version: Version
+    base: Path | None = None
+    """A package holds no base model."""
 
     @property
     def number(self) -> int:
@@ -34,15 +37,21 @@ class RegisteredVersion:
         """Its tags of `FACTS`."""
         return {name: self.version.tag(name) for name in FACTS}
 
-    def costs(self) -> Mapping[str, float]:
-        """What its evaluation says of precisions. Raises `ProsemillError` if that cannot be had."""
-        return read_kept(self.registry, self.version).evaluation.costs
-
     @contextmanager
     def model(self) -> Iterator[Path]:
         """The model's folder in its package. Raises `ProsemillError` if the package is not as it was registered."""
         with self.registry.whole_package(self.version) as package:
             yield model_folder(package)
+
+    def metrics(self) -> Mapping[str, Any]:
+        """All that its evaluation found. Raises `ProsemillError` if that was not kept, or was altered."""
+        kept = read_kept(self.registry, self.version)
+        if EVALUATION.name in kept.altered:
+            raise ProsemillError(
+                f"{EVALUATION.name} of version {self.number} is not what was registered: check out its commit, run `dvc repro` and "
+                "`prosemill register`"
+            )
+        return kept.metrics
 
 
 class ChampionOfRegistry:

@@ -17,6 +17,7 @@ import yaml
 from prosemill.digests import sha256_of_file
 from prosemill.dvc_lock import DvcLock
 from prosemill.errors import ProsemillError, first_line
+from prosemill.registry.evaluation import Evaluation
 from prosemill.registry.store import Registry, Version
 from prosemill.workspace import BASE_MODEL, CORPUS, LOCK, METRICS
 
@@ -27,50 +28,6 @@ SOURCES = {"corpus": CORPUS / "SOURCE.json", "model": BASE_MODEL / "SOURCE.json"
 FILES = {"dvc_lock": LOCK, "evaluation_digest": EVALUATION} | {f"{name}_source": path for name, path in SOURCES.items()}
 """The files by the version's tag that holds their SHA-256."""
 
-COST = "cost_"
-
-CONDITIONS = ("context", "stride", "detokenize", "scoring_arithmetic")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What the gate asks of metrics/evaluation.json."""
-
-    bits_per_byte: float
-    base_bits_per_byte: float
-    repetition_rate: float
-    loop_rate: float
-    time_per_token_ms_p95: float
-    costs: Mapping[str, float]
-    """As `costs_in` tells."""
-    direction: str
-    """What the model predicts from what."""
-    data: Mapping[str, Any]
-    """`split`, `digest`, `num_documents`."""
-    conditions: Mapping[str, Any]
-    """What must be the same for two numbers of bits per byte to compare."""
-
-    @classmethod
-    def parse(cls, content: Mapping[str, Any]) -> "Evaluation":
-        """Read the file's content. Raises `KeyError`, `TypeError` or `ValueError` if it is not one."""
-        trained, protocol, data = content["trained"], content["protocol"], content["data"]
-        return cls(
-            bits_per_byte=float(trained["bits_per_byte"]),
-            base_bits_per_byte=float(content["base"]["bits_per_byte"]),
-            repetition_rate=float(trained["repetition_rate"]),
-            loop_rate=float(trained["loop_rate"]),
-            time_per_token_ms_p95=float(trained["time_per_token_ms_p95"]),
-            costs=costs_in(content),
-            direction=str(protocol["direction"]),
-            data={name: data[name] for name in ("split", "digest", "num_documents")},
-            conditions={**data, **{name: protocol[name] for name in CONDITIONS}},
-        )
-
-
-def costs_in(content: Mapping[str, Any]) -> dict[str, float]:
-    """What metrics/evaluation.json says that serving in a precision adds to bits per byte, as a share; empty if that was not measured."""
-    return {name.removeprefix(COST): float(cost) for name, cost in content.get("serving", {}).items() if name.startswith(COST)}
-
 
 @dataclass(frozen=True)
 class Kept:
@@ -78,8 +35,10 @@ class Kept:
 
     lock: DvcLock
     evaluation: Evaluation
+    metrics: Mapping[str, Any]
+    """All of metrics/evaluation.json, of which `evaluation` is what the gate asks."""
     evaluation_file: bytes
-    """What `evaluation` was read from."""
+    """That file."""
     sources: Mapping[str, Mapping[str, Any]]
     """Content of SOURCE.json of `corpus` and `model`."""
     altered: frozenset[str]
@@ -114,9 +73,11 @@ def read_kept(registry: Registry, version: Version) -> Kept:
         except FileNotFoundError as error:
             raise ProsemillError(f"{error.filename} of version {version.number} is gone: {remedy}") from None
     try:
+        metrics = dict(json.loads(content["evaluation_digest"]))
         return Kept(
             lock=DvcLock.parse(content["dvc_lock"].decode("utf-8")),
-            evaluation=Evaluation.parse(json.loads(content["evaluation_digest"])),
+            evaluation=Evaluation.parse(metrics),
+            metrics=metrics,
             evaluation_file=content["evaluation_digest"],
             sources={name: dict(json.loads(content[f"{name}_source"])) for name in SOURCES},
             altered=frozenset(_name(tag) for tag in FILES if hashlib.sha256(content[tag]).hexdigest() != version.tag(tag)),

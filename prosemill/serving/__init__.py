@@ -71,6 +71,7 @@ def make_service(source: Source) -> Any:
             self._follower = None if source.is_fixed else Follower(self._desk, source, settings)
             if self._follower is not None:
                 self._follower.start()
+            app.state.page.begin()
 
         @bentoml.on_shutdown  # type: ignore[untyped-decorator]
         def close(self) -> None:

@@ -19,9 +19,10 @@ from prosemill.registry.answers import name_answer
 from prosemill.serving import completions
 from prosemill.serving.admission import BusyError
 from prosemill.serving.desk import Desk, GoneError, unless_gone
-from prosemill.serving.errors import EngineError, TooLongError, error_body, refusal
+from prosemill.serving.errors import EngineError, TooLongError, error_body, fault_line, refusal
 from prosemill.serving.events import EventStream, event
 from prosemill.serving.messages import Ending, GenerateAnswer, GenerateRequest, ScoreAnswer, ScoreRequest
+from prosemill.serving.page import PATH, Page
 from prosemill.serving.stream import Stream
 
 CLIENT_GONE = 499  # nobody reads it; nginx calls it so
@@ -40,6 +41,8 @@ def make_app() -> FastAPI:
     app.add_exception_handler(GoneError, _say_nothing)
     app.include_router(router)
     app.include_router(completions.router)
+    app.state.page = Page(lambda: app.state.desk)
+    app.mount(PATH, app.state.page)
     return app
 
 
@@ -49,7 +52,7 @@ async def generate(request: Request, wanted: GenerateRequest) -> GenerateAnswer:
     desk: Desk = request.app.state.desk
     with desk.visit() as champion:
         tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
-        with desk.enter(champion, tokens, [wanted.settings(len(tokens))], deadline=wanted.timeout) as (stream,):
+        with desk.enter(champion.writer, tokens, [wanted.settings(len(tokens))], deadline=wanted.timeout) as (stream,):
             text = await unless_gone(request, stream.text())
     return GenerateAnswer(generated_text=text, **Ending.of(name_answer(champion.version), champion.version, stream))
 
@@ -61,7 +64,7 @@ async def generate_stream(request: Request, wanted: GenerateRequest) -> Response
     with ExitStack() as stack:
         champion = stack.enter_context(desk.visit())
         tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
-        (stream,) = stack.enter_context(desk.enter(champion, tokens, [wanted.settings(len(tokens))], deadline=wanted.timeout))
+        (stream,) = stack.enter_context(desk.enter(champion.writer, tokens, [wanted.settings(len(tokens))], deadline=wanted.timeout))
         return EventStream(_events(stream, champion.version), stack.pop_all().close, seconds=desk.deadline)
 
 
@@ -99,7 +102,7 @@ async def _say_what_is_wrong(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = ".".join(str(part) for part in first["loc"][1:])
-    return refusal(400, f"{param or 'body'}: {first['msg'].removeprefix('Value error, ')}", param or None)
+    return refusal(400, fault_line(param, first["msg"]), param or None)
 
 
 async def _say_no(_: Request, error: Exception) -> JSONResponse:

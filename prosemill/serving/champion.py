@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from prosemill.errors import ProsemillError
 from prosemill.generation.kernels import Precision
 from prosemill.generation.writer import Writer, choose_precision
+from prosemill.registry.evaluation import costs_in
 from prosemill.serving.settings import ServiceSettings
 
 
@@ -30,11 +32,15 @@ class Candidate(Protocol):
     def facts(self) -> Mapping[str, str]:
         """Where it is from: `model`, `corpus`, and what leads back to them, as `git_commit`."""
 
-    def costs(self) -> Mapping[str, float]:
-        """What `choose_precision` is to know, by its own evaluation. Raises `ProsemillError` if that cannot be had."""
-
     def model(self) -> AbstractContextManager[Path]:
         """Its model's folder, until the block ends. Raises `ProsemillError` if that is not what was registered, to the byte."""
+
+    def metrics(self) -> Mapping[str, Any]:
+        """Content of its metrics/evaluation.json. Raises `ProsemillError` if that cannot be had, or is not what was registered."""
+
+    @property
+    def base(self) -> Path | None:
+        """A folder of the base model, if one comes with it. To be asked for inside of `model()`, which verifies it."""
 
 
 class Source(Protocol):
@@ -57,9 +63,23 @@ class Champion:
     """In which its weights are held."""
     writer: Writer
     close: Callable[[], None]
-    """Ends its engine, and what that is still writing."""
+    """Ends its engines, and what they are still writing."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Where it is from, as its candidate tells."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Content of metrics/evaluation.json; empty where it was not kept, or is not what was registered."""
+    base: Writer | None = None
+    """The base model, where it is held beside it."""
+
+    @property
+    def writers(self) -> list[Writer]:
+        """The model, and its base model where that is held."""
+        return [self.writer] if self.base is None else [self.writer, self.base]
+
+    @property
+    def num_running(self) -> int:
+        """Texts that get a token at every step."""
+        return sum(writer.engine.num_running for writer in self.writers)
 
 
 def check_source(source: Source) -> None:
@@ -75,9 +95,25 @@ def load(candidate: Candidate, settings: ServiceSettings) -> Champion:
         ProsemillError: it is not as it was registered, or holds no model that can be served.
         RuntimeError: it cannot write.
     """
-    precision = choose_precision(candidate.costs()) if settings.precision == "auto" else settings.precision
-    with ExitStack() as stack:
-        with candidate.model() as folder:
+    with ExitStack() as stack, candidate.model() as folder:
+        metrics = _metrics(candidate, settings)
+        precision = choose_precision(costs_in(metrics)) if settings.precision == "auto" else settings.precision
+
+        def open_writer(folder: Path) -> Writer:
             writer = stack.enter_context(Writer.open(folder, precision=precision, num_rows=settings.num_rows))
-        writer.warm_up()
-        return Champion(candidate.number, precision, writer, stack.pop_all().close, candidate.facts)
+            writer.warm_up()
+            return writer
+
+        writer, base_folder = open_writer(folder), settings.base or candidate.base
+        base = None if base_folder is None else open_writer(base_folder)
+        return Champion(candidate.number, precision, writer, stack.pop_all().close, candidate.facts, metrics, base)
+
+
+def _metrics(candidate: Candidate, settings: ServiceSettings) -> Mapping[str, Any]:
+    """Its evaluation; nothing where it has none, unless a precision is to be chosen by that."""
+    try:
+        return candidate.metrics()
+    except ProsemillError:
+        if settings.precision == "auto":
+            raise
+        return {}

@@ -43,7 +43,7 @@ async def complete(request: Request, wanted: CompletionRequest) -> Response:
         champion = stack.enter_context(desk.visit())
         tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
         head = {"id": name_answer(champion.version), "object": "text_completion", "created": int(time.time()), "model": MODEL}
-        streams = stack.enter_context(desk.enter(champion, tokens, wanted.settings(seed), deadline=None))
+        streams = stack.enter_context(desk.enter(champion.writer, tokens, wanted.settings(seed), deadline=None))
         if wanted.stream:
             has_usage = bool((wanted.stream_options or {}).get("include_usage"))
             return EventStream(_events(streams, head, has_usage=has_usage), stack.pop_all().close, seconds=desk.deadline)

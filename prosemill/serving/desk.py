@@ -1,6 +1,6 @@
 """Where requests to the champion come in: admitted, held to their deadline, and dropped when their client goes.
 
-with desk.visit() as champion, desk.enter(champion, tokens, [settings], deadline=None) as (stream,):
+with desk.visit() as champion, desk.enter(champion.writer, tokens, [settings], deadline=None) as (stream,):
     text = await unless_gone(request, stream.text())
 """
 
@@ -16,7 +16,7 @@ from fastapi import Request
 from prosemill.errors import first_line
 from prosemill.generation.engine import End
 from prosemill.generation.sampling import Settings
-from prosemill.generation.writer import Framed
+from prosemill.generation.writer import Framed, Writer
 from prosemill.serving.admission import Admission, BusyError
 from prosemill.serving.champion import Champion
 from prosemill.serving.errors import EngineError, TooLongError, refused_by_engine
@@ -75,12 +75,12 @@ class Desk:
 
     @contextmanager
     def enter(
-        self, champion: Champion, tokens: Sequence[int], settings: Sequence[Settings], *, deadline: float | None
+        self, writer: Writer, tokens: Sequence[int], settings: Sequence[Settings], *, deadline: float | None
     ) -> Iterator[list[Stream]]:
         """Have a prompt continued once for each of the settings; what is not done when the block ends is dropped.
 
         Args:
-            champion: Who writes.
+            writer: Of a champion that is visited.
             tokens: The prompt's.
             settings: Of each answer.
             deadline: Seconds, if they shall be fewer than the service's own.
@@ -90,7 +90,6 @@ class Desk:
             TooLongError: the prompt is too long, or its answer would be.
             EngineError: the engine has ended.
         """
-        writer = champion.writer
         if writer.context is None and len(tokens) > MOST_TOKENS:
             raise TooLongError(f"the prompt has {len(tokens)} tokens, and {MOST_TOKENS} are read at most")
         seconds = min(deadline or self.deadline, self.deadline)
@@ -145,7 +144,7 @@ class Desk:
 
     def _note(self, end: End, outcome: Outcome) -> None:
         self._meters.note_end(end, outcome)
-        self._meters.note_rows(self._champion.writer.engine.num_running)
+        self._meters.note_rows(self._champion.num_running)
 
 
 async def unless_gone(request: Request, answer: Awaitable[T]) -> T:

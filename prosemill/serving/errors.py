@@ -28,6 +28,11 @@ def refused_by_engine() -> Iterator[None]:
         raise EngineError(f"the model cannot answer: {error}") from None
 
 
+def fault_line(field: str, message: str) -> str:
+    """What pydantic finds wrong with a field, in one line."""
+    return f"{field or 'body'}: {message.removeprefix('Value error, ')}"
+
+
 def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
     """What is wrong, in one line, and with which field."""
     kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")

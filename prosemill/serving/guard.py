@@ -7,12 +7,16 @@ here. So a request must name this machine as its host, come from no page but the
 across origins without being asked first. A body is read up to `MAX_BODY` bytes, however long it says it is.
 
 Where there are keys (`keys`), every request but for health needs one, and then the service may be called by any name and listen anywhere.
+A browser asks its user for one. It sends that along with what other sites make it ask for as well, so the rules above hold with keys too.
 """
 
+import base64
+import binascii
 import ipaddress
 import os
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -25,6 +29,9 @@ MAX_BODY = 1_000_000  # bytes
 LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?")
 HEALTH = frozenset({"/livez", "/readyz"})
 BEARER = re.compile(rb"bearer +(\S+)", re.IGNORECASE)
+BASIC = re.compile(rb"basic +(\S+)", re.IGNORECASE)
+CHALLENGE = 'Basic realm="Prosemill: a key as the password", charset="UTF-8"'
+"""Has a browser ask for a key, and send it with all that the page asks for."""
 WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 
 Message = MutableMapping[str, Any]
@@ -47,7 +54,10 @@ class Guard:
         elif scope["type"] != "http":
             await self._app(scope, receive, send)
         elif (fault := self._fault(scope)) is not None:
-            await refusal(*fault)(scope, receive, send)
+            answer = refusal(*fault)
+            if answer.status_code == 401:
+                answer.headers["WWW-Authenticate"] = CHALLENGE
+            await answer(scope, receive, send)
         elif scope["method"] in WITHOUT_BODY:
             await self._app(scope, receive, send)
         elif (body := await _read(receive)) is None:
@@ -74,8 +84,8 @@ class Guard:
         return None
 
     def _is_allowed(self, authorization: Sequence[bytes]) -> bool:
-        found = BEARER.fullmatch(authorization[0]) if len(authorization) == 1 else None
-        return found is not None and self._keys.hold(found[1])
+        key = _key_in(authorization[0]) if len(authorization) == 1 else None
+        return key is not None and self._keys.hold(key)
 
 
 def refuse_open_doors() -> None:
@@ -99,6 +109,16 @@ def refuse_open_door(address: str) -> None:
         raise ProsemillError(
             f"the service asks for no key, so it must not listen on {address}: leave --host at 127.0.0.1, or set {VARIABLE}"
         )
+
+
+def _key_in(authorization: bytes) -> bytes | None:
+    """The key that a request brings: by itself, or as the password of any user, as a browser sends it."""
+    if found := BEARER.fullmatch(authorization):
+        return found[1]
+    if found := BASIC.fullmatch(authorization):
+        with suppress(binascii.Error):
+            return base64.b64decode(found[1], validate=True).partition(b":")[2]
+    return None
 
 
 async def _read(receive: Receive) -> bytes | None:

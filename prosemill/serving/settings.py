@@ -5,7 +5,7 @@ PROSEMILL_PRECISION=int8 PROSEMILL_DEADLINE=30 bentoml serve
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import DirectoryPath, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from prosemill.errors import ProsemillError
@@ -31,6 +31,8 @@ class ServiceSettings(BaseSettings):
     """Prompt and new tokens of all these together; beyond it too a request is answered with 429."""
     follow_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0
     """How often the registry is asked for another champion."""
+    base: DirectoryPath | None = None
+    """A folder of the base model, if the page shall show its answers too: it is held in memory beside every version."""
     deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 120.0
     """Seconds after which a request ends with what it has."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prosemill.bento.packed import MODEL, SEAL, Packed, seal
+from prosemill.bento.packed import EVALUATION, MODEL, SEAL, Packed, seal
 from prosemill.errors import ProsemillError
 from prosemill.serving.champion import check_source
 
@@ -16,14 +16,16 @@ def folder(tmp_path: Path) -> Path:
     """A version that is sealed."""
     (tmp_path / MODEL).mkdir()
     (tmp_path / MODEL / "model.safetensors").write_bytes(b"weights")
-    seal(tmp_path, number=3, facts={"git_commit": "c" * 40}, costs={"int8": 0.001})
+    (tmp_path / EVALUATION).write_text('{"serving": {"cost_int8": 0.001}}', encoding="utf-8")
+    seal(tmp_path, number=3, facts={"git_commit": "c" * 40})
     return tmp_path
 
 
 def test_a_sealed_version_is_found_again(folder: Path) -> None:
     found = Packed(folder).find()
-    assert (found.number, found.facts, found.costs()) == (3, {"git_commit": "c" * 40}, {"int8": 0.001})
+    assert (found.number, found.facts, found.base) == (3, {"git_commit": "c" * 40}, None)
     with found.model() as model:
+        assert found.metrics() == {"serving": {"cost_int8": 0.001}}
         assert (model / "model.safetensors").read_bytes() == b"weights"
 
 
@@ -44,9 +46,7 @@ def test_an_altered_version_is_refused(folder: Path, alter: Callable[[Path], obj
         check_source(Packed(folder))
 
 
-@pytest.mark.parametrize(
-    "content", [None, "", "[]", "{", json.dumps({"version": 3}), '{"version": "x", "facts": {}, "costs": {}, "digest": ""}']
-)
+@pytest.mark.parametrize("content", [None, "", "[]", "{", json.dumps({"version": 3}), '{"version": "x", "facts": {}, "digest": ""}'])
 def test_a_broken_seal_is_refused(folder: Path, content: str | None) -> None:
     (folder / SEAL).unlink()
     if content is not None:

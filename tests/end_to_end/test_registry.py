@@ -16,10 +16,12 @@ import requests
 from mlflow import MlflowClient
 
 from prosemill.orchestration.environment import free_port
+from tests.browser import needs_browser, running_browser
 from tests.end_to_end.conftest import ROOT, Clone
 from tests.end_to_end.house import until
 from tests.serving import process
 from tests.serving.process import START_SECONDS
+from tests.serving.test_page import ask
 
 PREDICT = """
 import json, mlflow, pandas as pd
@@ -118,6 +120,21 @@ def test_bentoml_serves_the_champion_on_this_machine_alone(champion: Clone) -> N
         assert listening == {"127.0.0.1"}
 
 
+@needs_browser
+def test_people_ask_the_champion_and_its_base_model_on_the_page(champion: Clone) -> None:
+    port = free_port()
+    with serving(champion, port, PROSEMILL_BASE="models/base"), running_browser() as browser:
+        browser.open(f"http://127.0.0.1:{port}/ui")
+        browser.shows("tiny", "version 1", "bits per byte", "the trained model is")
+        ask(browser, "def main(", new=40)
+        browser.shows("answer-v1-")
+        texts = [browser.find(f"//*[@id='{part}']//p").text for part in ("answer", "base-answer")]
+        assert all(text.startswith("def main(") for text in texts)
+        assert texts[0] != texts[1]
+        assert browser.hosts() == {f"127.0.0.1:{port}"}
+        browser.picture("ui")
+
+
 def test_another_champion_takes_its_place_while_it_is_asked(champion: Clone) -> None:
     port, client, answers, ends = free_port(), MlflowClient(store(champion)), list[requests.Response](), threading.Event()
     body: dict[str, Any] = {"prompt": "def main(", "max_new_tokens": 30}
@@ -147,10 +164,10 @@ def test_where_there_are_keys_every_route_but_health_needs_one(champion: Clone) 
     with serving(champion, port, PROSEMILL_API_KEYS=key):
         answers = [
             requests.get(f"http://127.0.0.1:{port}/{path}", headers={"Authorization": f"Bearer {given}"} if given else {}, timeout=60)
-            for path in ("metrics", "v1/models", "docs.json", "livez")
+            for path in ("metrics", "v1/models", "docs.json", "ui", "livez")
             for given in ("", key + "x", key)
         ]
-    assert [answer.status_code for answer in answers] == [401, 401, 200] * 3 + [200] * 3
+    assert [answer.status_code for answer in answers] == [401, 401, 200] * 4 + [200] * 3
 
 
 def test_an_altered_champion_is_not_served(champion: Clone) -> None:

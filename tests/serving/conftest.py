@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from prosemill.generation.writer import Writer
@@ -29,6 +30,7 @@ class Served:
     """A service that answers."""
 
     url: str
+    app: FastAPI
     desk: Desk
     registry: CollectorRegistry
 
@@ -53,7 +55,7 @@ def serving(folder: Path, **settings: float) -> Iterator[Served]:
         while not server.started:
             time.sleep(0.01)
         try:
-            yield Served(f"http://127.0.0.1:{door.getsockname()[1]}", app.state.desk, registry)
+            yield Served(f"http://127.0.0.1:{door.getsockname()[1]}", app, app.state.desk, registry)
         finally:
             server.should_exit = True
             thread.join()

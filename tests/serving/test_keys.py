@@ -1,5 +1,6 @@
 """Keys: every route but health asks for one, a revoked one is none at once, and no bytes make the comparison fail."""
 
+import base64
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,11 @@ from prosemill.serving.keys import Keys
 
 FIRST, SECOND = "first-key-of-some-length", "second-key-of-some-length"
 EVERYWHERE = "0.0.0.0"  # noqa: S104
+
+
+def basic(name: str, password: str) -> str:
+    """What a browser sends when its user has answered its question."""
+    return f"Basic {base64.b64encode(f'{name}:{password}'.encode()).decode()}"
 
 
 async def room(scope: Any, receive: Any, send: Any) -> None:
@@ -43,6 +49,11 @@ def status(keys: Keys, authorization: str | bytes | None, path: str = "/metrics"
         f"Basic {FIRST}",
         b"Bearer \x80\xff\xfe" * 3,
         f"Bearer {FIRST} x",
+        basic("anybody", f"{FIRST}x"),
+        basic(FIRST, ""),
+        f"Basic {FIRST}!",
+        "Basic =",
+        b"Basic " + base64.b64encode(b"\xff:\xff\xfe"),
     ],
     ids=repr,
 )
@@ -52,11 +63,14 @@ def test_what_is_no_key_gets_nowhere_but_to_health(authorization: str | bytes | 
     assert [status(keys, authorization, path) for path in ("/livez", "/readyz")] == [200, 200]
     answer = client(keys).post("/generate", json={})
     assert answer.json()["error"]["type"] == "authentication_error"
+    assert answer.headers["www-authenticate"].startswith("Basic "), "a browser asks its user"
 
 
 def test_each_key_opens_and_any_name_will_do() -> None:
     keys = Keys.read({"PROSEMILL_API_KEYS": f"{FIRST},{SECOND}"})
-    assert [status(keys, f"{scheme} {key}") for key in (FIRST, SECOND) for scheme in ("Bearer", "bearer")] == [200] * 4
+    given = [f"{scheme} {key}" for key in (FIRST, SECOND) for scheme in ("Bearer", "bearer")]
+    given += [basic(name, key) for key in (FIRST, SECOND) for name in ("", "anybody")]
+    assert [status(keys, each) for each in given] == [200] * 8
 
 
 def test_two_keys_at_once_are_none() -> None:
@@ -97,5 +111,6 @@ def test_with_keys_the_service_may_listen_anywhere(monkeypatch: pytest.MonkeyPat
 
 
 def test_pages_of_other_origins_are_refused_with_a_key_too() -> None:
-    headers = {"Authorization": f"Bearer {FIRST}", "Origin": "http://evil.example"}
-    assert client(Keys.read({"PROSEMILL_API_KEYS": FIRST})).get("/metrics", headers=headers).status_code == 403
+    for authorization in (f"Bearer {FIRST}", basic("anybody", FIRST)):
+        headers = {"Authorization": authorization, "Origin": "http://evil.example"}
+        assert client(Keys.read({"PROSEMILL_API_KEYS": FIRST})).get("/metrics", headers=headers).status_code == 403

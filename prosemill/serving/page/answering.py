@@ -1,0 +1,65 @@
+"""What happens between *Generate* and *Stop*.
+
+async for answers in write(desk, wanted, with_base=True):
+    answers[0].text, answers[0].has_ended
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from fastapi.concurrency import run_in_threadpool
+
+from prosemill.serving.champion import Champion
+from prosemill.serving.desk import Desk
+from prosemill.serving.messages import GenerateRequest
+from prosemill.serving.stream import Stream
+
+PULSE = 0.1
+"""Seconds between two looks at what has been written. After each Gradio sees whether anybody is still there."""
+
+
+@dataclass(eq=False)
+class Growing:
+    """An answer as it is at the moment."""
+
+    champion: Champion
+    stream: Stream
+    text: str = ""
+    has_ended: bool = False
+
+    async def read(self) -> None:
+        """Have it grow until it ends. Raises `EngineError` if it fails."""
+        async for piece in self.stream:
+            self.text += piece
+        self.has_ended = True
+
+
+async def write(desk: Desk, wanted: GenerateRequest, *, with_base: bool) -> AsyncGenerator[list[Growing], None]:
+    """Have a prompt continued, with the base model's answer beside it if the champion holds that and it is wanted.
+
+    Yields:
+        The champion's answer and the base model's, every `PULSE` seconds. They end with whoever reads them.
+
+    Raises:
+        BusyError: there is no room.
+        TooLongError: the prompt is too long, or its answer would be.
+        EngineError: an engine could not write.
+    """
+    with ExitStack() as stack:
+        champion = stack.enter_context(desk.visit())
+        answers = []
+        for writer in champion.writers if with_base else champion.writers[:1]:
+            tokens = await run_in_threadpool(writer.read, wanted.prompt)
+            (stream,) = stack.enter_context(desk.enter(writer, tokens, [wanted.settings(len(tokens))], deadline=None))
+            answers.append(Growing(champion, stream))
+        yield answers
+        reading = {asyncio.create_task(answer.read()) for answer in answers}
+        for task in reading:
+            stack.callback(task.cancel)
+        while reading:
+            ended, reading = await asyncio.wait(reading, timeout=PULSE)
+            for task in ended:
+                task.result()
+            yield answers

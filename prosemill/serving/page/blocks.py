@@ -1,0 +1,164 @@
+"""The page's parts, drawn by Gradio: where they stand, and what their events do."""
+
+import secrets
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+from pydantic import ValidationError
+from starlette.types import ASGIApp
+
+from prosemill.registry.answers import name_answer
+from prosemill.serving.admission import BusyError
+from prosemill.serving.desk import Desk
+from prosemill.serving.errors import EngineError, TooLongError, fault_line
+from prosemill.serving.messages import DEFAULT, DEFAULT_LENGTH, GenerateRequest
+from prosemill.serving.page.answering import write
+from prosemill.serving.page.fragments import cards, empty_cards, head, note, report
+from prosemill.serving.page.look import CSS, ICON, theme
+
+TITLE = "Prosemill"
+MOST_NEW_TOKENS = 1024
+"""That a slider offers, where the model sees more."""
+LARGEST_SEED = 2**31
+"""Of those that the page draws: short enough to be typed again."""
+UNUSED = 1
+"""Bytes of a file that could be uploaded, if the page had a route for it."""
+MOST_AT_ONCE = 1000
+"""Events in Gradio's hands, and as many that wait: more than the desk lets in, so that it alone says who waits and who is refused."""
+SECONDS_BETWEEN_LOOKS = 0.02
+"""Of Gradio's queue at whether there is something to do; by itself it looks a thousand times a second, and the engine writes slower."""
+
+
+def serve_blocks(blocks: gr.Blocks, path: str) -> ASGIApp:
+    """The page as an application whose routes stand below a path."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    gr.mount_gradio_app(
+        app,
+        blocks,
+        path=path,
+        theme=theme(),
+        css=CSS,
+        head=ICON,
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[],
+        show_error=False,
+        max_file_size=UNUSED,
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        pwa=False,
+    )
+    return app
+
+
+def make_blocks(desk: Callable[[], Desk]) -> gr.Blocks:
+    """Make the page for the champion that the desk has, and those that follow it."""
+    blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
+    with blocks:
+        _Page(desk)
+    blocks.max_threads = MOST_AT_ONCE
+    blocks.queue(default_concurrency_limit=None, max_size=MOST_AT_ONCE, api_open=False)
+    blocks._queue.sleep_when_free = SECONDS_BETWEEN_LOOKS
+    return blocks
+
+
+def _html(value: str | Callable[[], str], **options: Any) -> gr.HTML:
+    """A piece of HTML that is looked at alone. A function's is made when the page is opened."""
+    return gr.HTML(value, js_on_load=None, apply_default_css=False, **options)
+
+
+class _Page:
+    """The parts by their names, and their events."""
+
+    def __init__(self, desk: Callable[[], Desk]) -> None:
+        self._desk = desk
+        champion = desk().champion
+        self._has_base = champion.base is not None
+        self.head = _html(lambda: head(desk().champion))
+        with gr.Row(elem_classes="work"):
+            with gr.Column(scale=5, min_width=320):
+                self._make_desk()
+            with gr.Column(scale=2, min_width=260, elem_classes="settings"):
+                self._make_settings(champion.writer.context)
+        with gr.Accordion("Evaluation", open=True, elem_classes="evaluation"):
+            self.report = _html(lambda: report(desk().champion))
+        self._bind()
+
+    def _make_desk(self) -> None:
+        self.prompt = gr.Textbox(
+            label="Prompt",
+            placeholder="The beginning of a text, which the model continues",
+            lines=3,
+            max_lines=12,
+            autofocus=True,
+            elem_id="prompt",
+        )
+        with gr.Row(elem_classes="buttons"):
+            self.generate = gr.Button("Generate", variant="primary", size="md", elem_id="generate", min_width=100)
+            self.stop = gr.Button("Stop", variant="stop", size="md", interactive=False, elem_id="stop", min_width=100)
+        self.note = _html(note(""), elem_id="note")
+        self.answers = _html(empty_cards(with_base=self._has_base), elem_id="answers")
+
+    def _make_settings(self, context: int | None) -> None:
+        longest = min(context or MOST_NEW_TOKENS, MOST_NEW_TOKENS)
+        self.with_base = gr.Checkbox(
+            value=self._has_base, label="Base model beside it", visible=self._has_base, elem_id="with-base", container=False
+        )
+        self.max_new_tokens = gr.Slider(1, longest, min(DEFAULT_LENGTH, longest), step=1, label="New tokens", elem_id="new-tokens")
+        self.temperature = gr.Slider(0, 2, DEFAULT.temperature, step=0.05, label="Temperature", info="0 takes the likeliest token")
+        self.top_p = gr.Slider(0.05, 1, DEFAULT.top_p, step=0.05, label="Top-p", info="Share of the probability drawn from")
+        with gr.Accordion("More", open=False):
+            self.top_k = gr.Slider(0, 200, DEFAULT.top_k, step=1, label="Top-k", info="Likeliest tokens drawn from; 0 for all")
+            self.repetition_penalty = gr.Slider(1, 2, DEFAULT.repetition_penalty, step=0.05, label="Repetition penalty")
+            self.seed = gr.Textbox(
+                label="Seed", elem_id="seed", max_lines=1, placeholder="drawn", info="The same gives the same text; empty draws one"
+            )
+
+    def _bind(self) -> None:
+        names = ("prompt", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
+        self.fields = {name: getattr(self, name) for name in names}
+        buttons = [self.generate, self.stop]
+        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        begun = gr.on([self.generate.click, self.prompt.submit], self._begin, None, [self.head, self.report, *buttons], **hidden)
+        # Values of few parts: Gradio makes a part anew for an update of it and where it is left out, which takes milliseconds each time.
+        writing = begun.then(self._write, [self.with_base, *self.fields.values()], [self.note, self.answers], **hidden)
+        writing.then(self._at_rest, None, buttons, **hidden)
+        self.stop.click(self._stop, None, [self.note, *buttons], cancels=[writing], **hidden)
+
+    def _begin(self) -> tuple[Any, ...]:
+        champion = self._desk().champion
+        return head(champion), report(champion), gr.update(interactive=False), gr.update(interactive=True)
+
+    def _at_rest(self) -> tuple[Any, ...]:
+        return gr.update(interactive=True), gr.update(interactive=False)
+
+    def _stop(self) -> tuple[Any, ...]:
+        return note("Stopped"), *self._at_rest()
+
+    async def _write(self, with_base: bool, *given: Any) -> AsyncGenerator[tuple[Any, Any], None]:
+        """Write an answer, or say in one line why there is none."""
+        fields = dict(zip(self.fields, given, strict=True))
+        if not fields["prompt"]:
+            yield _fault("Type the beginning of a text first")
+            return
+        fields["seed"] = (fields["seed"] or "").strip() or secrets.randbelow(LARGEST_SEED)
+        try:
+            wanted = GenerateRequest.model_validate(fields, strict=False)  # the seed is text
+            async with aclosing(write(self._desk(), wanted, with_base=with_base)) as writing:
+                async for answers in writing:
+                    shown = cards(wanted.prompt, answers)
+                    yield note("Writing …"), shown
+            yield note(f"Seed {wanted.seed} · {name_answer(answers[0].champion.version)}"), shown
+        except ValidationError as error:
+            fault = error.errors()[0]
+            yield _fault(fault_line(str(fault["loc"][0]), fault["msg"]))
+        except (BusyError, TooLongError, EngineError) as error:
+            yield _fault(str(error))
+
+
+def _fault(line: str) -> tuple[Any, Any]:
+    return note(line, is_fault=True), gr.skip()

@@ -22,8 +22,9 @@ from prosemill.errors import ProsemillError  # noqa: E402
 from prosemill.serving.app import make_app  # noqa: E402
 from prosemill.serving.champion import check_champion, find_champion, load_version  # noqa: E402
 from prosemill.serving.desk import Desk  # noqa: E402
+from prosemill.serving.door import Door  # noqa: E402
 from prosemill.serving.follower import Follower  # noqa: E402
-from prosemill.serving.guard import Guard, refuse_open_door, refuse_open_doors  # noqa: E402
+from prosemill.serving.guard import refuse_open_door, refuse_open_doors  # noqa: E402
 from prosemill.serving.keys import Keys  # noqa: E402
 from prosemill.serving.meters import Meters  # noqa: E402
 from prosemill.serving.settings import ServiceSettings  # noqa: E402
@@ -35,7 +36,7 @@ app = make_app()
 
 
 def _guarded(service: Any) -> Any:
-    service.add_asgi_middleware(Guard)
+    service.add_asgi_middleware(Door, inside=app)
     return service
 
 
@@ -45,6 +46,7 @@ def _guarded(service: Any) -> Any:
     workers=1,
     http={"host": LOCAL, "port": 3000},
     traffic={"timeout": 600},
+    metrics={"enabled": False},  # they are labelled with whatever path a stranger asks for
     logging={"access": {"enabled": False}},  # its lines can be forged with a line break in a path
 )
 @bentoml.asgi_app(app, path="/")

@@ -166,7 +166,7 @@ def test_where_there_are_keys_every_route_but_health_needs_one(champion: Clone) 
     with serving(champion, port, PROSEMILL_API_KEYS=key):
         answers = [
             requests.get(f"http://127.0.0.1:{port}/{path}", headers={"Authorization": f"Bearer {given}"} if given else {}, timeout=60)
-            for path in ("metrics", "v1/models", "docs.json", "livez")
+            for path in ("metrics", "v1/models", "openapi.json", "livez")
             for given in ("", key + "x", key)
         ]
     assert [answer.status_code for answer in answers] == [401, 401, 200] * 3 + [200] * 3

@@ -23,6 +23,7 @@ from prosemill.serving.app import make_app  # noqa: E402
 from prosemill.serving.champion import check_champion, find_champion, load_version  # noqa: E402
 from prosemill.serving.desk import Desk  # noqa: E402
 from prosemill.serving.door import Door  # noqa: E402
+from prosemill.serving.ending import see_off_on_signals  # noqa: E402
 from prosemill.serving.follower import Follower  # noqa: E402
 from prosemill.serving.guard import refuse_open_door, refuse_open_doors  # noqa: E402
 from prosemill.serving.keys import Keys  # noqa: E402
@@ -72,6 +73,7 @@ class Service:
         self._desk = app.state.desk = Desk(load_version(*find_champion(), settings), settings, Meters())
         self._follower = Follower(self._desk, settings)
         self._follower.start()
+        see_off_on_signals(self._desk, settings.drain)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:

@@ -26,10 +26,11 @@ class Workspace:
         folder: Where it is made.
         tokenizer: The folder whose tokenizer the models have.
         texts: The documents of the test split.
+        context_size: Tokens that the models see.
     """
 
-    def __init__(self, folder: Path, tokenizer: Path, texts: list[str]) -> None:
-        self.folder, self._tokenizer = folder, tokenizer
+    def __init__(self, folder: Path, tokenizer: Path, texts: list[str], *, context_size: int = 128) -> None:
+        self.folder, self._tokenizer, self._context_size = folder, tokenizer, context_size
         self.params: dict[str, Any] = {
             "download": {"corpus": {"source": "files", "name": "topics"}, "model": {"source": "scratch", "name": "tiny"}},
             "train": {"seed": 0},
@@ -98,4 +99,4 @@ class Workspace:
     def _write_model(self, path: str, family: str, seed: int) -> None:
         folder = self.folder / path
         folder.mkdir(parents=True, exist_ok=True)
-        write_model(folder, family, self._tokenizer, seed=seed)
+        write_model(folder, family, self._tokenizer, seed=seed, context_size=self._context_size)

@@ -19,6 +19,7 @@ from prosemill.serving.desk import Desk
 from prosemill.serving.door import Door
 from prosemill.serving.meters import Meters
 from prosemill.serving.settings import ServiceSettings
+from tests.serving.bento import make_champion
 
 NUM_ROWS = 4
 VERSION = 7
@@ -79,3 +80,9 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
     while not holds():
         assert time.monotonic() < latest, what
         time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def champion(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prose: list[str], empty_store: Path) -> Path:
+    """A workspace with a tiny champion."""
+    return make_champion(tmp_path_factory.mktemp("champion") / "workspace", tiny_model, [text[:400] for text in prose[:6]], empty_store)

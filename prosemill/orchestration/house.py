@@ -43,7 +43,7 @@ WORK_POOL = "prosemill"
 WORKER = "prefect-worker"
 CHAMPION_SECONDS = 5  # between two looks at who is the champion
 SERVER_GRACE = 3.0  # seconds that a server has for its end: with a page open it would take all that it gets
-DRAIN_SECONDS = 1.5  # that the service's requests have of it, as who presses Ctrl-C waits
+DRAIN_SECONDS = 1.5  # that the requests to the service have before: who presses Ctrl-C waits for them
 WORKER_SECONDS = 1.5  # that the worker has for its last words to its server
 DEPLOYMENTS = Path("prefect.yaml")
 MLFLOW_AUTH = """\
@@ -179,7 +179,7 @@ class _Service:
 
     def _start(self, champion: int) -> None:
         command = [sys.executable, "-m", "bentoml", "serve", "--host", LOCAL, "--port", str(self._port)]
-        self._process = self._stack.enter_context(supervised(command, _log("service"), grace=SERVER_GRACE))
+        self._process = self._stack.enter_context(supervised(command, _log("service"), grace=DRAIN_SECONDS + SERVER_GRACE))
         try:
             wait_for(f"{self._url}/readyz", self._process, "the service", _log("service"))
         except ProsemillError as error:

@@ -122,7 +122,7 @@ def test_bentoml_serves_the_champion_on_this_machine_alone(champion: Clone) -> N
         assert answers[0]["model_version"] == 1
         assert champion.run("git", "rev-parse", "HEAD")[:12] in champion.run("prosemill", "lineage", answers[0]["id"])
         with requests.post(f"{address}/generate/stream", json=wanted, timeout=60, stream=True) as streamed:
-            pieces = re.findall(r'data: {"text": (".*")}', streamed.text)
+            pieces = re.findall(r'data: {"text": (".*"), "index": 0}', streamed.text)
         assert "".join(json.loads(piece) for piece in pieces) == answers[0]["generated_text"]
         assert [model["id"] for model in requests.get(f"{address}/v1/models", timeout=60).json()["data"]] == ["prosemill"]
         metrics = requests.get(f"{address}/metrics", timeout=60).text

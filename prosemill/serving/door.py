@@ -11,6 +11,9 @@ import time
 import traceback
 from contextlib import suppress
 from datetime import UTC, datetime
+from urllib.parse import unquote
+
+from opentelemetry.trace import get_current_span
 
 from prosemill.console import say
 from prosemill.serving.guard import HEALTH, Application, Guard, Message, Receive, Send
@@ -27,8 +30,11 @@ class Door:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass on what comes."""
-        app = self._bentoml if scope["type"] == "lifespan" else self._inside
-        await app(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._bentoml(scope, receive, send)
+        else:
+            _forget_query(scope)
+            await self._inside(scope, receive, send)
 
 
 class Log:
@@ -56,6 +62,15 @@ class Log:
                 now = datetime.now(UTC).isoformat(timespec="milliseconds")
                 path = scope["path"][:LONGEST_PATH]
                 _note(json.dumps({"time": now, "method": scope["method"], "path": path, "status": status, "seconds": seconds}))
+
+
+def _forget_query(scope: Message) -> None:
+    """Take the query out of the request's trace: no route reads one, but somebody may have put a key there."""
+    span, query = get_current_span(), scope["query_string"].decode("latin-1")
+    if query and span.is_recording():
+        for name, value in dict(getattr(span, "attributes", {})).items():
+            if isinstance(value, str):
+                span.set_attribute(name, value.replace(query, "").replace(unquote(query), ""))
 
 
 def _note(line: str) -> None:

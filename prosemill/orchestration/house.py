@@ -43,6 +43,7 @@ WORK_POOL = "prosemill"
 WORKER = "prefect-worker"
 CHAMPION_SECONDS = 5  # between two looks at who is the champion
 SERVER_GRACE = 3.0  # seconds that a server has for its end: with a page open it would take all that it gets
+DRAIN_SECONDS = 1.5  # that the requests to the service have before: who presses Ctrl-C waits for them
 WORKER_SECONDS = 1.5  # that the worker has for its last words to its server
 DEPLOYMENTS = Path("prefect.yaml")
 MLFLOW_AUTH = """\
@@ -107,6 +108,7 @@ def _servers(ports: Ports) -> Iterator[dict[str, "subprocess.Popen[str]"]]:
     prefect, mlflow = f"http://{LOCAL}:{ports.prefect}", f"http://{LOCAL}:{ports.mlflow}"
     os.environ.update(prefect_environment(prefect))
     os.environ.setdefault("BENTOML_HOME", str((STATE / "bentoml").absolute()))
+    os.environ["PROSEMILL_DRAIN"] = str(DRAIN_SECONDS)
     with ExitStack() as stack:
         commands = {"prefect-server": server_command(prefect)}
         if named_mlflow_server() is None:
@@ -177,7 +179,7 @@ class _Service:
 
     def _start(self, champion: int) -> None:
         command = [sys.executable, "-m", "bentoml", "serve", "--host", LOCAL, "--port", str(self._port)]
-        self._process = self._stack.enter_context(supervised(command, _log("service"), grace=SERVER_GRACE))
+        self._process = self._stack.enter_context(supervised(command, _log("service"), grace=DRAIN_SECONDS + SERVER_GRACE))
         try:
             wait_for(f"{self._url}/readyz", self._process, "the service", _log("service"))
         except ProsemillError as error:
@@ -189,12 +191,19 @@ class _Service:
         """The version that the service serves; None if it does not say."""
         import requests
 
-        key = os.environ.get("PROSEMILL_API_KEYS", "").partition(",")[0].strip()
         try:
+            key = _key(os.environ)
             answer = requests.get(f"{self._url}/v1/models", headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=2)
             return int(answer.json()["data"][0]["version"])
-        except (requests.RequestException, ValueError, KeyError):
+        except (requests.RequestException, OSError, ValueError, KeyError):
             return None
+
+
+def _key(environment: Mapping[str, str]) -> str | None:
+    """One of the service's keys; None if it asks for none. Raises `OSError` if their file cannot be read."""
+    file = environment.get("PROSEMILL_API_KEYS_FILE")
+    lines = environment.get("PROSEMILL_API_KEYS", "").split(",") + (Path(file).read_text(encoding="utf-8").splitlines() if file else [])
+    return next((line.strip() for line in lines if line.strip()), None)
 
 
 def mlflow_command(port: int) -> list[str]:

@@ -24,8 +24,10 @@ from prosemill.errors import ProsemillError  # noqa: E402
 from prosemill.serving.app import make_app  # noqa: E402
 from prosemill.serving.champion import Source, check_source, load  # noqa: E402
 from prosemill.serving.desk import Desk  # noqa: E402
+from prosemill.serving.door import Door  # noqa: E402
+from prosemill.serving.ending import see_off_on_signals  # noqa: E402
 from prosemill.serving.follower import Follower  # noqa: E402
-from prosemill.serving.guard import Guard, refuse_open_door, refuse_open_doors  # noqa: E402
+from prosemill.serving.guard import refuse_open_door, refuse_open_doors  # noqa: E402
 from prosemill.serving.keys import Keys  # noqa: E402
 from prosemill.serving.meters import Meters  # noqa: E402
 from prosemill.serving.settings import ServiceSettings  # noqa: E402
@@ -39,12 +41,12 @@ def make_service(source: Source) -> Any:
     """The service of the version that a source names: a `bentoml.Service`, to be assigned at the top of the module that BentoML imports."""
     app = make_app()
 
-    @_guarded
     @bentoml.service(
         name="prosemill",
         workers=1,
         http={"host": LOCAL, "port": 3000},
         traffic={"timeout": 600},
+        metrics={"enabled": False},  # they are labelled with whatever path a stranger asks for
         logging={"access": {"enabled": False}},  # its lines can be forged with a line break in a path
     )
     @bentoml.asgi_app(app, path="/")
@@ -72,6 +74,7 @@ def make_service(source: Source) -> Any:
             if self._follower is not None:
                 self._follower.start()
             app.state.page.begin()
+            see_off_on_signals(self._desk, settings.drain)
 
         @bentoml.on_shutdown  # type: ignore[untyped-decorator]
         def close(self) -> None:
@@ -80,9 +83,6 @@ def make_service(source: Source) -> Any:
                 self._follower.end()
             self._desk.champion.close()
 
-    return Service
-
-
-def _guarded(service: Any) -> Any:
-    service.add_asgi_middleware(Guard)
+    service: Any = Service  # what the decorators have made of the class
+    service.add_asgi_middleware(Door, inside=app)
     return service

@@ -4,8 +4,9 @@ app = make_app()
 app.state.desk = Desk(champion, settings, Meters())
 """
 
+import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 
 from fastapi import APIRouter, FastAPI, Request
@@ -13,34 +14,39 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from prosemill.registry.answers import name_answer
-from prosemill.serving import completions
+from prosemill.serving import completions, health
 from prosemill.serving.admission import BusyError
-from prosemill.serving.desk import Desk, GoneError, unless_gone
-from prosemill.serving.errors import EngineError, TooLongError, error_body, fault_line, refusal
+from prosemill.serving.desk import READING_SECONDS, Desk, GoneError, unless_gone
+from prosemill.serving.errors import EngineError, TooLongError, UnavailableError, error_body, fault_line, refusal, refusals
 from prosemill.serving.events import EventStream, event
-from prosemill.serving.messages import Ending, GenerateAnswer, GenerateRequest, ScoreAnswer, ScoreRequest
+from prosemill.serving.messages import Ended, GenerateAnswer, GenerateRequest, ScoreAnswer, ScoreRequest, StreamEnd, Text, Usage
 from prosemill.serving.page import PATH, Page
-from prosemill.serving.stream import Stream
+from prosemill.serving.stream import Stream, together
 
 CLIENT_GONE = 499  # nobody reads it; nginx calls it so
+WORDS = {404: "there is no such route: /openapi.json names them all", 405: "the route takes another method: the header Allow names it"}
 
-router = APIRouter()
+router = APIRouter(responses=refusals(400, 413, 415, 429, 503))
 
 
 def make_app() -> FastAPI:
     """The application, whose `state.desk` must be set before a request comes."""
-    app = FastAPI(title="Prosemill", openapi_url="/openapi.json", docs_url=None, redoc_url=None)  # its pages load foreign scripts
+    # The pages that FastAPI has for the document load foreign scripts.
+    app = FastAPI(title="Prosemill", openapi_url="/openapi.json", docs_url=None, redoc_url=None, responses=refusals(401, 403, 500, "4XX"))
     app.add_exception_handler(RequestValidationError, _say_what_is_wrong)
     app.add_exception_handler(HTTPException, _say_no)
     app.add_exception_handler(TooLongError, _say_too_much)
     app.add_exception_handler(BusyError, _say_when)
     app.add_exception_handler(EngineError, _say_broken)
+    app.add_exception_handler(UnavailableError, _say_not_now)
     app.add_exception_handler(GoneError, _say_nothing)
+    app.add_exception_handler(Exception, _say_sorry)
     app.include_router(router)
     app.include_router(completions.router)
+    app.include_router(health.router)
     app.state.page = Page(lambda: app.state.desk)
     app.mount(PATH, app.state.page)
     return app
@@ -48,24 +54,26 @@ def make_app() -> FastAPI:
 
 @router.post("/generate")
 async def generate(request: Request, wanted: GenerateRequest) -> GenerateAnswer:
-    """Continue a prompt."""
+    """Continue a prompt, `n` times with seeds that follow each other."""
     desk: Desk = request.app.state.desk
     with desk.visit() as champion:
         tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
-        with desk.enter(champion.writer, tokens, [wanted.settings(len(tokens))], deadline=wanted.timeout) as (stream,):
-            text = await unless_gone(request, stream.text())
-    return GenerateAnswer(generated_text=text, **Ending.of(name_answer(champion.version), champion.version, stream))
+        with desk.enter(champion.writer, tokens, wanted.settings(len(tokens)), deadline=wanted.timeout) as streams:
+            texts = await unless_gone(request, asyncio.gather(*(stream.text() for stream in streams)))
+    first, *others = [Text(generated_text=text, **Ended.of(stream)) for text, stream in zip(texts, streams, strict=True)]
+    name, version = name_answer(champion.version), champion.version
+    return GenerateAnswer(id=name, model_version=version, usage=Usage.of(streams), **dict(first), alternatives=others)
 
 
 @router.post("/generate/stream", response_class=StreamingResponse, responses={200: {"content": {EventStream.media_type: {}}}})
 async def generate_stream(request: Request, wanted: GenerateRequest) -> Response:
-    """Continue a prompt, as events: `text` with each piece, and at last `end`."""
+    """Continue a prompt, as events: `text` with each piece and the `index` of its answer, and an `end` for each of the `n` answers."""
     desk: Desk = request.app.state.desk
     with ExitStack() as stack:
         champion = stack.enter_context(desk.visit())
         tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
-        (stream,) = stack.enter_context(desk.enter(champion.writer, tokens, [wanted.settings(len(tokens))], deadline=wanted.timeout))
-        return EventStream(_events(stream, champion.version), stack.pop_all().close, seconds=desk.deadline)
+        streams = stack.enter_context(desk.enter(champion.writer, tokens, wanted.settings(len(tokens)), deadline=wanted.timeout))
+        return EventStream(_events(streams, champion.version), stack.pop_all().close, seconds=desk.deadline + READING_SECONDS)
 
 
 @router.post("/score")
@@ -88,42 +96,57 @@ async def score(request: Request, wanted: ScoreRequest) -> ScoreAnswer:
     )
 
 
-async def _events(stream: Stream, version: int) -> AsyncIterator[str]:
-    try:
-        async for piece in stream:
-            yield event({"text": piece}, "text")
-    except EngineError as error:
-        yield event(error_body(500, str(error)), "error")
-    else:
-        yield event(Ending(**Ending.of(name_answer(version), version, stream)), "end")
+async def _events(streams: Sequence[Stream], version: int) -> AsyncIterator[str]:
+    name = name_answer(version)
+    async for index, piece in together(streams):
+        if isinstance(piece, str):
+            yield event({"text": piece, "index": index}, "text")
+        elif piece is not None:
+            yield event(error_body(500, str(piece)) | {"index": index}, "error")
+        else:
+            stream = streams[index]
+            end = StreamEnd(id=name, model_version=version, usage=Usage.of([stream]), index=index, **Ended.of(stream))
+            yield event(end, "end")
 
 
-async def _say_what_is_wrong(_: Request, error: Exception) -> JSONResponse:
+async def _say_what_is_wrong(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return refusal(400, f"the body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
     param = ".".join(str(part) for part in first["loc"][1:])
     return refusal(400, fault_line(param, first["msg"]), param or None)
 
 
-async def _say_no(_: Request, error: Exception) -> JSONResponse:
+async def _say_no(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return refusal(error.status_code, str(error.detail))
+    answer = refusal(error.status_code, WORDS.get(error.status_code, str(error.detail)))
+    answer.headers.update(error.headers or {})
+    return answer
 
 
-async def _say_too_much(_: Request, error: Exception) -> JSONResponse:
+async def _say_too_much(_: Request, error: Exception) -> Response:
     return refusal(400, str(error))
 
 
-async def _say_when(_: Request, error: Exception) -> JSONResponse:
+async def _say_when(_: Request, error: Exception) -> Response:
     assert isinstance(error, BusyError)
     answer = refusal(429, str(error))
     answer.headers["Retry-After"] = str(error.seconds)
     return answer
 
 
-async def _say_broken(_: Request, error: Exception) -> JSONResponse:
+async def _say_broken(_: Request, error: Exception) -> Response:
     return refusal(500, str(error))
+
+
+async def _say_not_now(_: Request, error: Exception) -> Response:
+    return refusal(503, str(error))
 
 
 async def _say_nothing(_: Request, __: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)
+
+
+async def _say_sorry(_: Request, __: Exception) -> Response:
+    return refusal(500, "the service is broken here: its log says where")

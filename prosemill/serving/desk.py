@@ -5,22 +5,22 @@ with desk.visit() as champion, desk.enter(champion.writer, tokens, [settings], d
 """
 
 import asyncio
+import math
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from fastapi import Request
 
 from prosemill.errors import first_line
-from prosemill.generation.engine import End
 from prosemill.generation.sampling import Settings
 from prosemill.generation.writer import Framed, Writer
 from prosemill.serving.admission import Admission, BusyError
 from prosemill.serving.champion import Champion
-from prosemill.serving.errors import EngineError, TooLongError, refused_by_engine
-from prosemill.serving.meters import Meters, Outcome
+from prosemill.serving.errors import EngineError, TooLongError, UnavailableError, refused_by_engine
+from prosemill.serving.meters import Meters
 from prosemill.serving.settings import ServiceSettings
 from prosemill.serving.stream import Stream
 
@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 MOST_TOKENS = 4096
 """Of a prompt, where the model sets no bound: an encoder reads it in one go, and all others wait meanwhile."""
+READING_SECONDS = 10.0
+"""That a client has after the deadline to read what was written by then."""
 
 
 class GoneError(Exception):
@@ -38,21 +40,46 @@ class Desk:
     """The champion, and who is being served."""
 
     def __init__(self, champion: Champion, settings: ServiceSettings, meters: Meters) -> None:
-        self.deadline, self._meters = settings.deadline, meters
+        self.deadline, self.meters = settings.deadline, meters
         self.admission = Admission(max_requests=settings.max_requests, max_tokens=settings.max_tokens)
         self._champion = champion
         self._changes = threading.Condition()
         self._visits: Counter[Champion] = Counter()
+        self._hurries = set[Callable[[float], None]]()
+        self._is_ending = False
         meters.note_version(champion.version)
+        meters.watch_rows(self._num_running)
 
     @property
     def champion(self) -> Champion:
         """The version that newcomers are served by."""
         return self._champion
 
+    def check_engine(self) -> None:
+        """Raise `UnavailableError` if an engine of the champion's has ended: it does not come back."""
+        if not all(writer.engine.is_alive for writer in self._champion.writers):
+            raise UnavailableError("the engine has ended: start the service again")
+
+    def check(self) -> None:
+        """Raise `UnavailableError` if newcomers are not served."""
+        if self._is_ending:
+            raise UnavailableError("the service is ending: ask again when it is back")
+        self.check_engine()
+
+    def close(self, seconds: float) -> None:
+        """Serve no newcomers any more, and have those that are being served end with what they have after so many seconds at most."""
+        self._is_ending = True
+        for hurry in self._hurries:
+            hurry(seconds)
+
     @contextmanager
     def visit(self) -> Iterator[Champion]:
-        """The champion, which stays open until the block ends, whoever takes its place meanwhile."""
+        """The champion, which stays open until the block ends, whoever takes its place meanwhile.
+
+        Raises:
+            UnavailableError: newcomers are not served.
+        """
+        self.check()
         with self._changes:
             champion = self._champion
             self._visits[champion] += 1
@@ -67,7 +94,7 @@ class Desk:
         """Serve newcomers by another version, and close the one before when its last visitor has gone: the caller waits for that."""
         with self._changes:
             before, self._champion = self._champion, champion
-            self._meters.note_version(champion.version)
+            self.meters.note_version(champion.version)
             while self._visits[before]:
                 self._changes.wait()
             del self._visits[before]
@@ -97,8 +124,9 @@ class Desk:
         with self._admit(num_tokens, len(settings)), ExitStack() as stack:
             streams = []
             for each in settings:
-                streams.append(Stream(writer.engine, tokens, each, deadline=seconds, note=self._note))
+                streams.append(Stream(writer.engine, tokens, each, deadline=seconds, note=self.meters.note_end))
                 stack.callback(streams[-1].cancel)
+                stack.enter_context(self._hurried_by(streams[-1].hurry))
             yield streams
 
     async def score(self, champion: Champion, framed: Framed) -> float:
@@ -107,7 +135,8 @@ class Desk:
         Raises:
             BusyError: there is no room.
             TooLongError: the text is too long.
-            EngineError: the engine could not score it, or not before the deadline.
+            EngineError: the engine could not score it.
+            UnavailableError: it did not before the deadline.
         """
         num_tokens = len(framed.given or ()) + len(framed.tokens)
         if champion.writer.context is None and num_tokens > MOST_TOKENS:
@@ -121,11 +150,18 @@ class Desk:
         with self._admit(num_tokens, 1):
             with refused_by_engine():
                 scoring = champion.writer.engine.score(framed.given, framed.tokens, framed.labels, deliver)
+            latest = asyncio.timeout(self.deadline)
+
+            def hurry(seconds: float) -> None:
+                if not latest.expired():
+                    latest.reschedule(min(loop.time() + seconds, latest.when() or math.inf))
+
             try:
-                async with asyncio.timeout(self.deadline):
-                    found = await answer
+                async with latest:
+                    with self._hurried_by(hurry):
+                        found = await answer
             except TimeoutError:
-                raise EngineError(f"the text was not scored within {self.deadline:g} s") from None
+                raise UnavailableError("the text was not scored in time: send a shorter one, or come back later") from None
             finally:
                 scoring.cancel()
         if isinstance(found, Exception):
@@ -138,13 +174,23 @@ class Desk:
             try:
                 stack.enter_context(self.admission.admit(num_tokens, num_requests))
             except BusyError:
-                self._meters.note_rejection()
+                self.meters.note_rejection()
                 raise
             yield
 
-    def _note(self, end: End, outcome: Outcome) -> None:
-        self._meters.note_end(end, outcome)
-        self._meters.note_rows(self._champion.num_running)
+    @contextmanager
+    def _hurried_by(self, hurry: Callable[[float], None]) -> Iterator[None]:
+        self._hurries.add(hurry)
+        try:
+            yield
+        finally:
+            self._hurries.discard(hurry)
+
+    def _num_running(self) -> int:
+        """Texts that get a token at every step, those of a version that is leaving included."""
+        with self._changes:
+            champions = {self._champion, *self._visits}
+        return sum(champion.num_running for champion in champions)
 
 
 async def unless_gone(request: Request, answer: Awaitable[T]) -> T:

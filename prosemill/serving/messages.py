@@ -1,17 +1,23 @@
 """What the routes take and give."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from prosemill.generation.sampling import Settings
 from prosemill.serving.errors import TooLongError
 from prosemill.serving.stream import Finish, Stream
 
+MODEL = "prosemill"
+"""What clients call the model that is served, whichever version that is."""
 DEFAULT = Settings()
 DEFAULT_LENGTH = 100
 MOST_ANSWERS = 16
 MOST_STOPS = 16
+MOST_SEED = 2**53  # up to which every reader of JSON holds whole numbers as they are
+LONGEST_STOP = 64
 
 
 def _without_nulls(text: str) -> str:
@@ -20,14 +26,21 @@ def _without_nulls(text: str) -> str:
     return text
 
 
-Prompt = Annotated[str, Field(min_length=1), AfterValidator(_without_nulls)]
-Stop = Annotated[str, Field(min_length=1, max_length=1000)]
-Tokens = Annotated[int, Field(ge=1, le=100_000)]
+def _whole(number: Any) -> Any:
+    """JSON has one kind of number: 3.0 is a whole one."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+WHOLE = BeforeValidator(_whole)
+Prompt = Annotated[str, Field(min_length=1, json_schema_extra={"pattern": r"^[^\x00]*$"}), AfterValidator(_without_nulls)]
+Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
+Tokens = Annotated[int, Field(ge=1, le=100_000), WHOLE]
 Temperature = Annotated[float, Field(ge=0, le=100)]
-TopK = Annotated[int, Field(ge=0, le=1_000_000)]
+TopK = Annotated[int, Field(ge=0, le=1_000_000), WHOLE]
 TopP = Annotated[float, Field(gt=0, le=1)]
 Penalty = Annotated[float, Field(gt=0, le=100)]
-Seed = Annotated[int, Field(ge=0, lt=2**63 - MOST_ANSWERS)]
+Seed = Annotated[int, Field(ge=0, lt=MOST_SEED), WHOLE]
+Answers = Annotated[int, Field(ge=1, le=MOST_ANSWERS, description="Answers, whose seeds follow each other."), WHOLE]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -49,6 +62,7 @@ class GenerateRequest(Taken):
     repetition_penalty: Annotated[Penalty, Field(description="Above 1, what stands there already is less likely to come again.")] = 1.0
     stop: Annotated[list[Stop], Field(max_length=MOST_STOPS, description="Texts that end the answer, and are not part of it.")] = []
     seed: Annotated[Seed, Field(description="The same seed gives the same text.")] = DEFAULT.seed
+    n: Answers = 1
     timeout: Annotated[Seconds | None, Field(description="Seconds after which the answer ends with what it has.")] = None
 
     @model_validator(mode="after")
@@ -57,13 +71,13 @@ class GenerateRequest(Taken):
             raise ValueError("give max_length or max_new_tokens, not both")
         return self
 
-    def settings(self, num_prompt_tokens: int) -> Settings:
-        """For the engine. Raises `TooLongError` if the prompt leaves nothing of `max_length`."""
+    def settings(self, num_prompt_tokens: int) -> list[Settings]:
+        """For the engine, of each of the answers. Raises `TooLongError` if the prompt leaves nothing of `max_length`."""
         length = self.max_length or DEFAULT_LENGTH
         num_new = self.max_new_tokens or length - num_prompt_tokens
         if num_new < 1:
             raise TooLongError(f"the prompt has {num_prompt_tokens} tokens, and max_length is {length}: raise it, or give max_new_tokens")
-        return Settings(
+        first = Settings(
             max_new_tokens=num_new,
             temperature=self.temperature,
             top_k=self.top_k,
@@ -72,19 +86,20 @@ class GenerateRequest(Taken):
             stop=tuple(self.stop),
             seed=self.seed,
         )
+        return _each(first, self.n)
 
 
 class CompletionRequest(Taken):
     """What `POST /v1/completions` takes of what OpenAI's does, and `top_k` and `repetition_penalty` besides."""
 
-    model: str
+    model: Annotated[str, Field(json_schema_extra={"const": MODEL})]
     prompt: Prompt
     max_tokens: Tokens = 16
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
     top_k: TopK = 0
     repetition_penalty: Penalty = 1.0
-    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] = 1
+    n: Answers = 1
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     seed: Annotated[Seed | None, Field(description="A random one if none is given.")] = None
     stream: bool = False
@@ -94,18 +109,20 @@ class CompletionRequest(Taken):
     def settings(self, seed: int) -> list[Settings]:
         """For the engine, of each of the answers."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return [
-            Settings(
-                max_new_tokens=self.max_tokens,
-                temperature=self.temperature,
-                top_k=self.top_k,
-                top_p=self.top_p,
-                repetition_penalty=self.repetition_penalty,
-                stop=tuple(stop),
-                seed=seed + number,
-            )
-            for number in range(self.n)
-        ]
+        first = Settings(
+            max_new_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+            stop=tuple(stop),
+            seed=seed,
+        )
+        return _each(first, self.n)
+
+
+def _each(first: Settings, num_answers: int) -> list[Settings]:
+    return [replace(first, seed=first.seed + number) for number in range(num_answers)]
 
 
 class ScoreRequest(Taken):
@@ -133,7 +150,7 @@ class Usage(BaseModel):
     total_tokens: int
 
     @classmethod
-    def of(cls, *streams: Stream) -> "Usage":
+    def of(cls, streams: Sequence[Stream]) -> "Usage":
         """Of one prompt's answers."""
         num_prompt, num_new = streams[0].end.num_prompt_tokens, sum(stream.end.num_new_tokens for stream in streams)
         return cls(prompt_tokens=num_prompt, completion_tokens=num_new, total_tokens=num_prompt + num_new)
@@ -147,24 +164,86 @@ class Timings(BaseModel):
     seconds: float
 
 
-class Ending(BaseModel):
-    """What is known when an answer has ended."""
+class Ended(BaseModel):
+    """How an answer has ended."""
 
-    id: Annotated[str, Field(description="`prosemill lineage ID` leads from it to the version, its commit and its data.")]
     finish_reason: Finish
-    model_version: int
-    usage: Usage
     timings: Timings
 
     @classmethod
-    def of(cls, name: str, version: int, stream: Stream) -> dict[str, Any]:
-        """The fields of a stream that was read to its end."""
+    def of(cls, stream: Stream) -> dict[str, Any]:
+        """The fields, of a stream that was read to its end."""
         end = stream.end
         timings = Timings(queue_seconds=end.queue_seconds, first_token_seconds=end.first_token_seconds, seconds=end.seconds)
-        return {"id": name, "finish_reason": stream.finish, "model_version": version, "usage": Usage.of(stream), "timings": timings}
+        return {"finish_reason": stream.finish, "timings": timings}
 
 
-class GenerateAnswer(Ending):
-    """What `POST /generate` gives."""
+class Text(Ended):
+    """An answer."""
 
     generated_text: Annotated[str, Field(description="What follows the prompt, without it.")]
+
+
+class Origin(BaseModel):
+    """Where answers are from, and what they took."""
+
+    id: Annotated[str, Field(description="`prosemill lineage ID` leads from it to the version, its commit and its data.")]
+    model_version: int
+    usage: Usage
+
+
+class GenerateAnswer(Text, Origin):
+    """What `POST /generate` gives: the answer, and where `n` is above 1 all others."""
+
+    alternatives: Annotated[list[Text], Field(description="Answers 2 to n, in the order of their seeds.")]
+
+
+class StreamEnd(Ended, Origin):
+    """The data of a stream's event `end`; one comes for each answer, with its own usage."""
+
+    index: Annotated[int, Field(description="Which answer it is the end of, from 0.")]
+
+
+class Choice(BaseModel):
+    """An answer, as OpenAI's clients know it."""
+
+    text: str
+    index: int
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class CompletionAnswer(BaseModel):
+    """What `POST /v1/completions` gives; streamed, each event is one with a piece of one text."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage | None = None
+
+
+class Model(BaseModel):
+    """A model that can be asked for, as OpenAI's clients know it, and in further fields what leads back to where its version is from."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "prosemill"
+    version: Annotated[int, Field(description="Of the registered model.")]
+
+
+class ModelList(BaseModel):
+    """What `GET /v1/models` gives."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    """What health's routes give."""
+
+    status: Literal["ok"] = "ok"

@@ -4,12 +4,12 @@ meters = Meters()
 meters.note_end(end, "length")
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from prosemill.generation.engine import End
-
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
 
 Outcome = Literal["stop", "length", "deadline", "cancelled", "failed"]
 
@@ -18,13 +18,12 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 
 
 class Meters:
-    """Counts and times of requests. To be made in the process that serves, once BentoML has said where its numbers are gathered."""
+    """Counts and times of requests."""
 
-    def __init__(self, registry: "CollectorRegistry | None" = None) -> None:
-        """Register the meters, with Prometheus's own registry if no other is given."""
-        from prometheus_client import REGISTRY, Counter, Gauge, Histogram  # reads BentoML's setting when it is imported
-
-        options: dict[str, Any] = {"namespace": "prosemill", "registry": registry or REGISTRY}
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        """Register the meters."""
+        self._registry = registry
+        options: dict[str, Any] = {"namespace": "prosemill", "registry": registry}
         self._first_token = Histogram("time_to_first_token_seconds", "From a request to its first token", buckets=SECONDS, **options)
         self._per_token = Histogram("time_per_token_seconds", "Between tokens of a request, on average", buckets=SECONDS, **options)
         self._queue = Histogram("queue_seconds", "From a request to the first look at its prompt", buckets=SECONDS, **options)
@@ -32,8 +31,12 @@ class Meters:
         self._new_tokens = Counter("new_tokens", "Tokens of answers", **options)
         self._answers = Counter("answers", "Answers by how they ended", ["outcome"], **options)
         self._rejections = Counter("rejections", "Requests that were told to come back", **options)
-        self._rows = Gauge("rows_in_use", "Texts that get a token at every step", multiprocess_mode="livesum", **options)
-        self._version = Gauge("model_version", "Version of the registered model", multiprocess_mode="livemax", **options)
+        self._rows = Gauge("rows_in_use", "Texts that get a token at every step", **options)
+        self._version = Gauge("model_version", "Version of the registered model", **options)
+
+    def told(self) -> bytes:
+        """All numbers, in the text format that Prometheus reads."""
+        return generate_latest(self._registry)
 
     def note_version(self, version: int) -> None:
         """Say which version is served."""
@@ -43,9 +46,9 @@ class Meters:
         """There was no room for a request."""
         self._rejections.inc()
 
-    def note_rows(self, num_running: int) -> None:
-        """Say how many texts are being written."""
-        self._rows.set(num_running)
+    def watch_rows(self, num_running: Callable[[], int]) -> None:
+        """Have it asked, whenever the numbers are read, how many texts are being written."""
+        self._rows.set_function(num_running)
 
     def note_end(self, end: End, outcome: Outcome) -> None:
         """An answer has ended."""

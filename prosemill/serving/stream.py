@@ -30,7 +30,7 @@ class Stream:
             engine: Who writes.
             tokens: The prompt's.
             settings: Of the answer.
-            deadline: Seconds after which it ends with what it has.
+            deadline: Seconds after which it ends with what it has, whether or not that is being read.
             note: Called with how it ended, by the engine's thread.
 
         Raises:
@@ -39,12 +39,12 @@ class Stream:
         """
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._latest = self._loop.time() + deadline
         self._is_late = False
         self._note = note
         self._end: End | None = None
         with refused_by_engine():
             self._request = engine.submit(tokens, settings, self._deliver)
+        self._timer = self._loop.call_later(deadline, self._expire)
 
     def _deliver(self, event: Event) -> None:
         if isinstance(event, End):
@@ -64,12 +64,24 @@ class Stream:
 
     def cancel(self) -> None:
         """Have it end at the next token."""
+        self._timer.cancel()
+        self._request.cancel()
+
+    def hurry(self, seconds: float) -> None:
+        """Have it end with what it has after so many seconds, if it would not before."""
+        latest = self._loop.time() + seconds
+        if latest < self._timer.when() and not self._timer.cancelled():
+            self._timer.cancel()
+            self._timer = self._loop.call_at(latest, self._expire)
+
+    def _expire(self) -> None:
+        self._is_late = True
         self._request.cancel()
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """Its text as it comes. Raises `EngineError` if it failed."""
         while self._end is None:
-            event = await self._next()
+            event = await self._events.get()
             if isinstance(event, End):
                 self._end = event
             else:
@@ -81,13 +93,27 @@ class Stream:
         """All of its text. Raises `EngineError` if it failed."""
         return "".join([piece async for piece in self])
 
-    async def _next(self) -> Event:
-        """The next event; after the deadline the engine is told to end, and what it has sent by then still comes."""
-        if not self._is_late:
-            try:
-                async with asyncio.timeout_at(self._latest):
-                    return await self._events.get()
-            except TimeoutError:
-                self._is_late = True
-                self.cancel()
-        return await self._events.get()
+
+async def together(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, str | EngineError | None]]:
+    """The pieces of several streams as they come, each with its stream's number; after a stream's last comes None, or why it failed."""
+    pieces: asyncio.Queue[tuple[int, str | EngineError | None]] = asyncio.Queue()
+
+    async def pass_on(number: int, stream: Stream) -> None:
+        last = None
+        try:
+            async for piece in stream:
+                pieces.put_nowait((number, piece))
+        except EngineError as error:
+            last = error
+        pieces.put_nowait((number, last))
+
+    tasks = [asyncio.create_task(pass_on(number, stream)) for number, stream in enumerate(streams)]
+    try:
+        left = len(streams)
+        while left:
+            number, piece = await pieces.get()
+            yield number, piece
+            left -= not isinstance(piece, str)
+    finally:
+        for task in tasks:
+            task.cancel()

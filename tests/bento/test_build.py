@@ -20,16 +20,14 @@ from prosemill.bento.build import CODE, Bento, build
 from prosemill.errors import ProsemillError
 from prosemill.orchestration.environment import free_port
 from prosemill.registry import packaging
-from prosemill.registry.registering import register
-from prosemill.registry.store import CHAMPION, Registry
+from prosemill.registry.store import Registry
 from tests.bento.environments import installed_by, make_environment
-from tests.conftest import environment
 from tests.end_to_end.house import until
 from tests.registry.workspace import Workspace
+from tests.serving.bento import make_champion
 from tests.serving.process import refusal, serving
 from tests.test_telemetry import SPY
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = str(Path(sys.executable).with_name("prosemill"))
 EVERYWHERE = "0.0.0.0"  # noqa: S104
 COSTS = {"cost_bf16": 0.0001, "cost_int8": 0.0002, "cost_int4": 0.2}
@@ -75,21 +73,8 @@ class Shop:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prose: list[str], empty_store: Path) -> Shop:
     """The shop, whose champion's evaluation says that int8 is the fastest of the precisions that cost little."""
-    workspace = Workspace(tmp_path_factory.mktemp("shop") / "workspace", tiny_model, [text[:400] for text in prose[:6]])
-    (workspace.folder / ".prosemill/mlflow").mkdir(parents=True)
-    shutil.copyfile(empty_store, workspace.folder / ".prosemill/mlflow/mlflow.db")
-    shutil.copyfile(ROOT / "service.py", workspace.folder / "service.py")
-    workspace.train("1" * 16, seed=3)
-    metrics = workspace.folder / "metrics/evaluation.json"
-    metrics.write_text(json.dumps(json.loads(metrics.read_text(encoding="utf-8")) | {"serving": COSTS}), encoding="utf-8")
-    workspace.lock()
-    workspace.commit()
-    with environment({"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"}), pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.chdir(workspace.folder)
-        patch.setattr(packaging, "compare", lambda uri, trained: 0.0)
-        assert register().number == 1
-        Registry.open().set_alias(CHAMPION, 1)
+    folder = tmp_path_factory.mktemp("shop") / "workspace"
+    workspace = make_champion(folder, tiny_model, [text[:400] for text in prose[:6]], empty_store, **COSTS)
     spy = tmp_path_factory.mktemp("spy")
     (spy / "sitecustomize.py").write_text(SPY, encoding="utf-8")
     return Shop(workspace, tmp_path_factory.mktemp("store") / ".bentoml", spy)

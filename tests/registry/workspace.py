@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ class Workspace:
         folder: Where it is made.
         tokenizer: The folder whose tokenizer the models have.
         texts: The documents of the test split.
+        context_size: Tokens that the models see.
     """
 
-    def __init__(self, folder: Path, tokenizer: Path, texts: list[str]) -> None:
-        self.folder, self._tokenizer = folder, tokenizer
+    def __init__(self, folder: Path, tokenizer: Path, texts: list[str], *, context_size: int = 128) -> None:
+        self.folder, self._tokenizer, self._context_size = folder, tokenizer, context_size
         self.params: dict[str, Any] = {
             "download": {"corpus": {"source": "files", "name": "topics"}, "model": {"source": "scratch", "name": "tiny"}},
             "train": {"seed": 0},
@@ -55,7 +57,16 @@ class Workspace:
         """Make these the documents of the test split."""
         write_corpus(self.folder / "data/corpus", {"test": [texts]})
 
-    def train(self, fingerprint: str, *, family: str = "llama", seed: int = 1, bits_per_byte: float = 2.0, **numbers: float) -> None:
+    def train(
+        self,
+        fingerprint: str,
+        *,
+        family: str = "llama",
+        seed: int = 1,
+        bits_per_byte: float = 2.0,
+        costs: Mapping[str, float] | None = None,
+        **numbers: float,
+    ) -> None:
         """Leave what a run leaves, and commit it: another model, its evaluation, dvc.lock.
 
         Args:
@@ -63,6 +74,7 @@ class Workspace:
             family: The model's.
             seed: Of its weights.
             bits_per_byte: What its evaluation says.
+            costs: What it says of serving in fewer bits.
             numbers: Others that it says.
         """
         self._write_model("models/trained", family, seed)
@@ -70,7 +82,7 @@ class Workspace:
         (self.folder / "models/trained/run.json").write_text(json.dumps(identity), encoding="utf-8")
         _, data = read_split(self.folder / "data/corpus", "test", None)
         trained = {"bits_per_byte": bits_per_byte, **SOUND, **numbers}
-        evaluation = {"protocol": PROTOCOL, "data": data, "base": {"bits_per_byte": 2.5}, "trained": trained}
+        evaluation = {"protocol": PROTOCOL, "data": data, "base": {"bits_per_byte": 2.5}, "trained": trained, "serving": dict(costs or {})}
         (self.folder / "metrics/evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
         self.lock()
         self.commit()
@@ -98,4 +110,4 @@ class Workspace:
     def _write_model(self, path: str, family: str, seed: int) -> None:
         folder = self.folder / path
         folder.mkdir(parents=True, exist_ok=True)
-        write_model(folder, family, self._tokenizer, seed=seed)
+        write_model(folder, family, self._tokenizer, seed=seed, context_size=self._context_size)

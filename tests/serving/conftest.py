@@ -17,9 +17,10 @@ from prosemill.generation.writer import Writer
 from prosemill.serving.app import make_app
 from prosemill.serving.champion import Champion
 from prosemill.serving.desk import Desk
-from prosemill.serving.guard import Guard
+from prosemill.serving.door import Door
 from prosemill.serving.meters import Meters
 from prosemill.serving.settings import ServiceSettings
+from tests.serving.bento import make_champion
 
 NUM_ROWS = 4
 VERSION = 7
@@ -44,12 +45,12 @@ class Served:
 @contextmanager
 def serving(folder: Path, **settings: float) -> Iterator[Served]:
     """A model folder's service, until the block ends."""
-    chosen = ServiceSettings(num_rows=NUM_ROWS, **settings)  # type: ignore[arg-type]
+    chosen = ServiceSettings(**{"num_rows": NUM_ROWS} | settings)  # type: ignore[arg-type]
     with Writer.open(folder, precision="fp32", num_rows=chosen.num_rows) as writer, socket.create_server(("127.0.0.1", 0)) as door:
         app = make_app()
         registry = CollectorRegistry()
         app.state.desk = Desk(Champion(VERSION, "fp32", writer, lambda: None), chosen, Meters(registry))
-        server = uvicorn.Server(uvicorn.Config(Guard(app), log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(Door(app, app), log_level="warning"))
         thread = threading.Thread(target=server.run, args=([door],))
         thread.start()
         while not server.started:
@@ -81,3 +82,10 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
     while not holds():
         assert time.monotonic() < latest, what
         time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def champion(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prose: list[str], empty_store: Path) -> Path:
+    """A workspace with a tiny champion."""
+    folder = tmp_path_factory.mktemp("champion") / "workspace"
+    return make_champion(folder, tiny_model, [text[:400] for text in prose[:6]], empty_store).folder

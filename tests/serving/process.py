@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import requests
@@ -16,15 +16,17 @@ START_SECONDS = 120.0
 
 @contextmanager
 def serving(
-    port: int, *arguments: str, folder: Path, environment: Mapping[str, str], python: str = sys.executable
+    port: int, *arguments: str, folder: Path, environment: Mapping[str, str], python: str = sys.executable, log: Path | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """One that was started in a folder and is ready, until the block ends."""
-    with subprocess.Popen(_command(port, *arguments, python=python), cwd=folder, env=environment) as process:
-        try:
-            until(lambda: process.poll() is not None or is_ready(port), START_SECONDS, "the service is ready")
-            yield process
-        finally:
-            process.terminate()
+    """One that was started in a folder and is ready, until the block ends; what it prints goes to the log, if there is one."""
+    with ExitStack() as stack:
+        output = None if log is None else stack.enter_context(log.open("wb"))
+        command = _command(port, *arguments, python=python)
+        process = stack.enter_context(subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output))
+        stack.callback(process.terminate)
+        until(lambda: process.poll() is not None or is_ready(port), START_SECONDS, "the service is ready")
+        assert process.poll() is None, log and log.read_text()
+        yield process
 
 
 def refusal(*arguments: str, folder: Path, environment: Mapping[str, str], python: str = sys.executable) -> str:

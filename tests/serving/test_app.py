@@ -111,7 +111,7 @@ def test_a_text_that_cannot_be_scored_is_a_mistake_in_one_line(served: Served, b
 
 def test_an_answer_says_where_it_is_from_and_what_it_took(served: Served) -> None:
     answer = ask(served, LONG | {"seed": 3}).json()
-    assert set(answer) == {"id", "generated_text", "finish_reason", "model_version", "usage", "timings"}
+    assert set(answer) == {"id", "generated_text", "finish_reason", "model_version", "usage", "timings", "alternatives"}
     assert version_of(answer["id"]) == answer["model_version"] == VERSION
     assert answer["finish_reason"] in ("stop", "length")
     timings = answer["timings"]
@@ -120,6 +120,23 @@ def test_an_answer_says_where_it_is_from_and_what_it_took(served: Served) -> Non
     assert (again["generated_text"], again["usage"]) == (answer["generated_text"], answer["usage"])
     assert again["id"] != answer["id"]
     assert ask(served, LONG | {"seed": 4}).json()["generated_text"] != answer["generated_text"]
+
+
+def test_n_answers_have_the_seeds_that_follow_each_other(served: Served) -> None:
+    alone = [ask(served, LONG | {"seed": 3 + number}).json() for number in range(3)]
+    answer = ask(served, LONG | {"seed": 3, "n": 3}).json()
+    assert answer["generated_text"] == alone[0]["generated_text"]
+    assert [each["generated_text"] for each in answer["alternatives"]] == [each["generated_text"] for each in alone[1:]]
+    assert [each["finish_reason"] for each in answer["alternatives"]] == [each["finish_reason"] for each in alone[1:]]
+    assert answer["usage"]["prompt_tokens"] == alone[0]["usage"]["prompt_tokens"]
+    assert answer["usage"]["completion_tokens"] == sum(each["usage"]["completion_tokens"] for each in alone)
+    found = events(ask(served, LONG | {"seed": 3, "n": 3}, "/generate/stream"))
+    for index, each in enumerate(alone):
+        *texts, (last, end) = [(name, data) for name, data in found if data["index"] == index]
+        assert "".join(data["text"] for _, data in texts) == each["generated_text"]
+        assert (last, end["usage"], end["finish_reason"]) == ("end", each["usage"], each["finish_reason"])
+    assert len({end["id"] for name, end in found if name == "end"}) == 1
+    assert alone[0]["alternatives"] == []
 
 
 def test_max_length_counts_the_prompt_too(served: Served) -> None:
@@ -200,6 +217,22 @@ def test_openais_client_understands_a_refusal(client: openai.OpenAI) -> None:
         ({"prompt": "a", "stop": [""]}, "stop.0", "at least 1 character"),
         ({"prompt": "a", "stop": "a"}, "stop", "valid list"),
         ({"prompt": "a", "seed": 2**70}, "seed", "less than"),
+        ({"prompt": "a", "seed": -1}, "seed", "greater than or equal to 0"),
+        ({"prompt": "a", "seed": 1.5}, "seed", "valid integer"),
+        ({"prompt": "a", "temperature": -1}, "temperature", "greater than or equal to 0"),
+        ({"prompt": "a", "temperature": "hot"}, "temperature", "valid number"),
+        ({"prompt": "a", "temperature": float("inf")}, "temperature", "finite"),
+        ({"prompt": "a", "repetition_penalty": 0}, "repetition_penalty", "greater than 0"),
+        ({"prompt": "a", "max_length": 0}, "max_length", "greater than or equal to 1"),
+        ({"prompt": "a", "max_new_tokens": True}, "max_new_tokens", "valid integer"),
+        ({"prompt": "a", "max_new_tokens": 10**6}, "max_new_tokens", "less than or equal to 100000"),
+        ({"prompt": "a", "n": 0}, "n", "greater than or equal to 1"),
+        ({"prompt": "a", "n": 17}, "n", "less than or equal to 16"),
+        ({"prompt": "a", "timeout": 0}, "timeout", "greater than 0"),
+        ({"prompt": "a", "stop": ["a"] * 17}, "stop", "at most 16 items"),
+        ({"prompt": "a", "stop": ["a" * 65]}, "stop.0", "at most 64 characters"),
+        ({"prompt": "a", "a\nb": 3}, "a\nb", "not permitted"),
+        ({"prompt": None}, "prompt", "valid string"),
         ({"prompt": "a", "max_new_tokens": 300}, None, "prompt and max_new_tokens are 302 tokens, and the model sees 256 at most"),
         ({"prompt": "word " * 60}, None, "tokens, and max_length is 100: raise it, or give max_new_tokens"),
         ([], None, "body: "),
@@ -221,14 +254,6 @@ def test_what_is_no_json_is_refused(served: Served, content: bytes) -> None:
     answer = requests.post(f"{served.url}/generate", data=content, headers={"Content-Type": "application/json"}, timeout=60)
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
-
-
-def test_the_openapi_document_names_all_routes(served: Served) -> None:
-    answer = requests.get(f"{served.url}/openapi.json", timeout=60)
-    assert answer.status_code == 200
-    paths = answer.json()["paths"]
-    assert set(paths) == {"/generate", "/generate/stream", "/score", "/v1/completions", "/v1/models"}
-    assert "text/event-stream" in paths["/generate/stream"]["post"]["responses"]["200"]["content"]
 
 
 def test_another_path_or_method_has_the_same_shape(served: Served) -> None:

@@ -35,6 +35,17 @@ def test_a_client_that_reads_nothing_is_let_go(version: str) -> None:
     assert closed == [True]
 
 
+async def taken_now_and_then(_: Any) -> None:
+    await asyncio.sleep(0.05)
+
+
+def test_a_client_that_reads_a_little_now_and_then_is_let_go_as_well() -> None:
+    closed = list[bool]()
+    stream = EventStream(endless(), lambda: closed.append(True), seconds=0.3)
+    asyncio.run(asyncio.wait_for(stream(HTTP, nothing_comes, taken_now_and_then), timeout=10))
+    assert closed == [True]
+
+
 def test_a_client_that_goes_before_the_first_event_is_let_go() -> None:
     async def gone() -> Any:
         return {"type": "http.disconnect"}

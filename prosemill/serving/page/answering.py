@@ -46,13 +46,14 @@ async def write(desk: Desk, wanted: GenerateRequest, *, with_base: bool) -> Asyn
         BusyError: there is no room.
         TooLongError: the prompt is too long, or its answer would be.
         EngineError: an engine could not write.
+        UnavailableError: nobody is served now.
     """
     with ExitStack() as stack:
         champion = stack.enter_context(desk.visit())
         answers = []
         for writer in champion.writers if with_base else champion.writers[:1]:
             tokens = await run_in_threadpool(writer.read, wanted.prompt)
-            (stream,) = stack.enter_context(desk.enter(writer, tokens, [wanted.settings(len(tokens))], deadline=None))
+            (stream,) = stack.enter_context(desk.enter(writer, tokens, wanted.settings(len(tokens)), deadline=None))
             answers.append(Growing(champion, stream))
         yield answers
         reading = {asyncio.create_task(answer.read()) for answer in answers}

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from prosemill.registry.answers import name_answer
 from prosemill.serving.admission import BusyError
 from prosemill.serving.desk import Desk
-from prosemill.serving.errors import EngineError, TooLongError, fault_line
+from prosemill.serving.errors import EngineError, TooLongError, UnavailableError, fault_line
 from prosemill.serving.messages import DEFAULT, DEFAULT_LENGTH, GenerateRequest
 from prosemill.serving.page.answering import write
 from prosemill.serving.page.fragments import cards, empty_cards, head, note, report
@@ -156,7 +156,7 @@ class _Page:
         except ValidationError as error:
             fault = error.errors()[0]
             yield _fault(fault_line(str(fault["loc"][0]), fault["msg"]))
-        except (BusyError, TooLongError, EngineError) as error:
+        except (BusyError, TooLongError, EngineError, UnavailableError) as error:
             yield _fault(str(error))
 
 

@@ -1,0 +1,78 @@
+"""What stands between BentoML and the routes: the guard, and a log in which nobody's text is.
+
+    Service.add_asgi_middleware(Door, inside=app)
+
+Every request goes to our own application. BentoML's routes would stand beside it: an index page for routes that there are not, health in
+another shape, and metrics that are labelled with whatever path a stranger asks for.
+"""
+
+import json
+import time
+import traceback
+from contextlib import suppress
+from datetime import UTC, datetime
+from urllib.parse import unquote
+
+from opentelemetry.trace import get_current_span
+
+from prosemill.console import say
+from prosemill.serving.guard import HEALTH, Application, Guard, Message, Receive, Send
+
+LONGEST_PATH = 200
+NUM_FRAMES = -8  # of a failure, from its end; those before are the frameworks'
+
+
+class Door:
+    """An ASGI application of which BentoML has the start and the end, and another one has all requests."""
+
+    def __init__(self, app: Application, inside: Application) -> None:
+        self._bentoml, self._inside = app, Log(Guard(inside))
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass on what comes."""
+        if scope["type"] == "lifespan":
+            await self._bentoml(scope, receive, send)
+        else:
+            _forget_query(scope)
+            await self._inside(scope, receive, send)
+
+
+class Log:
+    """Says each request that an application has answered, as a line of JSON, and each failure, without what its message may quote."""
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        begin, status = time.monotonic(), 0
+
+        async def send_noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noted)
+        except Exception as error:  # noqa: BLE001 - whatever is broken inside, it is said here, and was answered
+            _note(f"{type(error).__name__} in\n{''.join(traceback.format_tb(error.__traceback__, NUM_FRAMES))}")
+        finally:
+            if scope["type"] == "http" and scope["path"] not in HEALTH:
+                seconds = round(time.monotonic() - begin, 3)
+                now = datetime.now(UTC).isoformat(timespec="milliseconds")
+                path = scope["path"][:LONGEST_PATH]
+                _note(json.dumps({"time": now, "method": scope["method"], "path": path, "status": status, "seconds": seconds}))
+
+
+def _forget_query(scope: Message) -> None:
+    """Take the query out of the request's trace: no route reads one, but somebody may have put a key there."""
+    span, query = get_current_span(), scope["query_string"].decode("latin-1")
+    if query and span.is_recording():
+        for name, value in dict(getattr(span, "attributes", {})).items():
+            if isinstance(value, str):
+                span.set_attribute(name, value.replace(query, "").replace(unquote(query), ""))
+
+
+def _note(line: str) -> None:
+    with suppress(OSError):  # a full disk under the log is no reason not to serve
+        say(line)

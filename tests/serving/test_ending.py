@@ -1,0 +1,71 @@
+"""The end of the real service: newcomers are told so, who is being served may end, and nothing stays behind."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.end_to_end.house import living, until
+from tests.serving.bento import Bento, bento
+
+DRAIN = 4.0
+SHORT: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 60, "temperature": 1.0, "seed": 3}
+ENDLESS: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 4000, "temperature": 0, "n": 4}
+
+
+@pytest.fixture
+def service(champion: Path, tmp_path: Path) -> Iterator[Bento]:
+    with bento(champion, tmp_path / "log", PROSEMILL_DRAIN=str(DRAIN), PROSEMILL_NUM_ROWS="8") as service:
+        yield service
+
+
+def stream(service: Bento, body: dict[str, Any]) -> requests.Response:
+    """An answer that has begun."""
+    answer = requests.post(f"{service.url}/generate/stream", json=body, stream=True, timeout=60)
+    assert answer.raw.read(1) == b"e"
+    return answer
+
+
+def rest(answer: requests.Response) -> list[tuple[str, Any]]:
+    """The events of a stream from its second byte on."""
+    content = b"e" + answer.raw.read()
+    return [
+        (head.removeprefix("event: "), json.loads(data.removeprefix("data: ")))
+        for head, data in (part.split("\n", 1) for part in content.decode().split("\n\n") if part)
+    ]
+
+
+def test_on_sigterm_newcomers_are_refused_and_the_others_end(service: Bento) -> None:
+    whole = requests.post(f"{service.url}/generate", json=SHORT, timeout=60).json()
+    processes = service.processes()
+    endless, short = stream(service, ENDLESS), stream(service, SHORT)
+    begin = time.monotonic()
+    service.process.terminate()
+    until(lambda: requests.get(f"{service.url}/readyz", timeout=5).status_code == 503, DRAIN, "it says that it is not ready")
+    assert requests.get(f"{service.url}/livez", timeout=5).status_code == 200
+    refused = requests.post(f"{service.url}/generate", json=SHORT, timeout=5)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (503, "server_error")
+    assert "ending" in refused.json()["error"]["message"]
+    *texts, (last, end) = rest(short)
+    assert (last, "".join(data["text"] for _, data in texts)) == ("end", whole["generated_text"])
+    assert end["finish_reason"] == whole["finish_reason"]
+    ends = [data for name, data in rest(endless) if name == "end"]
+    assert [end["finish_reason"] for end in ends] == ["deadline"] * 4
+    assert all(end["usage"]["completion_tokens"] > 0 for end in ends)
+    assert service.process.wait(10) == 0
+    assert DRAIN - 0.5 < time.monotonic() - begin < DRAIN + 5
+    until(lambda: not living(processes), 5, "nothing is left")
+    assert "Traceback" not in service.log.read_text(), service.log.read_text()
+
+
+def test_a_client_that_does_not_read_does_not_keep_it(service: Bento) -> None:
+    with stream(service, ENDLESS | {"n": 8}):
+        begin = time.monotonic()
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(20) == 0
+        assert time.monotonic() - begin > DRAIN

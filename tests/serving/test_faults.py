@@ -1,0 +1,139 @@
+"""What goes wrong inside is said to who asked and to who watches, and stays with whom it concerns."""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+
+from prosemill.generation.sampling import Settings
+from prosemill.serving.stream import Stream
+from tests.serving.conftest import Served, wait_until
+from tests.serving.test_app import GREEDY, LONG, PROMPT, ask, events, slow_down
+
+CANARY = "canaryprompt"
+COMPLETION: dict[str, Any] = {"model": "prosemill", "prompt": PROMPT}
+BODIES: dict[str, dict[str, Any]] = {
+    "/generate": GREEDY,
+    "/generate/stream": GREEDY,
+    "/v1/completions": COMPLETION,
+    "/score": {"text": PROMPT},
+}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "text/plain", "Host": "evil.example"},
+        {"Content-Type": "application/json", "Host": "evil.example"},
+        {"Content-Type": "application/json", "Origin": "http://evil.example"},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+        {"Content-Type": "multipart/form-data"},
+        {"Content-Type": "multipart/form-data; boundary=x"},
+        {"Content-Type": "application/vnd.bentoml+pickle"},
+        {},
+    ],
+    ids=str,
+)
+def test_what_a_page_can_send_moves_the_engine_by_no_step(served: Served, headers: dict[str, str]) -> None:
+    engine = served.desk.champion.writer.engine
+    before = engine.num_steps
+    for path, body in BODIES.items():
+        answer = requests.post(served.url + path, data=json.dumps(body).encode(), headers=headers, timeout=60)
+        assert answer.status_code in (403, 415)
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert engine.num_steps == before
+    assert ask(served, GREEDY).ok
+    assert engine.num_steps > before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_ends_is_said_to_all_and_nobody_waits_for_it(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(num_rows=2)
+    engine = served.desk.champion.writer.engine
+    slow_down(served, monkeypatch)
+    with ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(ask, served, LONG, "/generate/stream" if number % 2 else "/generate") for number in range(6)]
+        wait_until(lambda: served.desk.admission.num_requests == 6, "some are written, and others wait")
+
+        def break_down(*_: Any) -> None:
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(engine._decoder, "step", break_down)
+        answers = [each.result(timeout=20) for each in waiting]
+    for answer in answers:
+        if "event-stream" in answer.headers["content-type"]:
+            name, data = events(answer)[-1]
+            assert (name, data["error"]["type"]) == ("error", "server_error")
+        else:
+            assert answer.status_code == 500
+            assert answer.json()["error"]["message"] == "the model could not answer: the engine has ended"
+    wait_until(lambda: not engine.is_alive, "the engine ends")
+    for path in ("/livez", "/readyz"):
+        answer = requests.get(served.url + path, timeout=60)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (503, "the engine has ended: start the service again")
+    for path, body in BODIES.items():
+        assert ask(served, body, path).status_code == 503
+    assert served.desk.admission.num_requests == served.desk.admission.num_tokens == 0
+    assert served.meter("answers_total", outcome="failed") == 6
+
+
+@pytest.mark.parametrize("part", ["reading", "writing", "routes"])
+def test_what_a_broken_service_prints_quotes_nobody(
+    serve: Callable[..., Served], part: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    served = serve()
+    writer = served.desk.champion.writer
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyError(f"{CANARY} is broken")
+
+    broken = {"reading": (writer, "read"), "writing": (writer.engine._decoder, "read"), "routes": (served.desk, "enter")}
+    monkeypatch.setattr(*broken[part], fail)
+    answer = ask(served, GREEDY | {"prompt": CANARY})
+    assert answer.status_code == 500
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    printed = ""
+
+    def is_said() -> bool:
+        nonlocal printed
+        printed += "".join(capfd.readouterr())
+        return '"status": 500' in printed
+
+    wait_until(is_said, "it is said")
+    assert part == "writing" or "KeyError in\n" in printed, "it says what, and where"
+    assert CANARY not in printed
+
+
+def test_an_answer_that_nobody_reads_ends_at_its_deadline(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down(served, monkeypatch)
+    writer, ends = served.desk.champion.writer, list[str]()
+
+    async def begin_and_read_late() -> tuple[str, str]:
+        settings = Settings(max_new_tokens=200, temperature=0)
+        stream = Stream(writer.engine, writer.read(PROMPT), settings, deadline=0.4, note=lambda _, outcome: ends.append(outcome))
+        await asyncio.sleep(1)
+        assert (writer.engine.num_running, ends) == (0, ["deadline"])
+        return await stream.text(), stream.finish
+
+    text, finish = asyncio.run(begin_and_read_late())
+    assert finish == "deadline"
+    assert text
+
+
+def test_rows_in_use_are_told_as_they_are(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve()
+    slow_down(served, monkeypatch)
+    assert served.meter("rows_in_use") == 0
+    with requests.post(f"{served.url}/generate/stream", json=LONG | {"n": 3, "temperature": 0}, stream=True, timeout=60) as stream:
+        pieces = stream.iter_content()  # which closes the connection when it is forgotten
+        next(pieces)
+        wait_until(lambda: served.meter("rows_in_use") == 3, "three are in use, before any has ended")
+        told = requests.get(f"{served.url}/metrics", timeout=60).text
+        assert re.findall(r"^prosemill_rows_in_use (.*)$", told, re.MULTILINE) == ["3.0"]
+    wait_until(lambda: served.meter("rows_in_use") == 0, "none is in use")

@@ -16,13 +16,14 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import numpy as np
 import typer
 
 NUM_NEW_TOKENS = 64
+SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9}
 SUBJECTS = ("city", "river", "treaty", "novel", "comet", "bridge", "violin", "harvest")
 PROMPTS = [f"The history of the {subject} {verb}" for subject in SUBJECTS for verb in ("begins with", "has often been told as")]
 PERCENTILES = (50, 95, 99)
@@ -36,22 +37,25 @@ class Load:
     """Seconds to the first token."""
     per_token: list[float] = field(default_factory=list)
     """Mean seconds between the tokens of an answer."""
+    silences: list[float] = field(default_factory=list)
+    """Longest seconds between two events of an answer."""
     num_tokens: int = 0
     statuses: Counter[int | str] = field(default_factory=Counter)
 
 
-async def ask(client: httpx.AsyncClient, seed: int, load: Load) -> None:
+async def ask(client: httpx.AsyncClient, seed: int, load: Load, *, num_new_tokens: int = NUM_NEW_TOKENS) -> None:
     """Send one request and read its answer."""
-    body = {"model": "prosemill", "prompt": PROMPTS[seed % len(PROMPTS)], "max_tokens": NUM_NEW_TOKENS, "temperature": 0.8, "top_p": 0.9}
-    body |= {"seed": seed, "stream": True, "stream_options": {"include_usage": True}}
-    begin, first, last, num_tokens = time.perf_counter(), 0.0, 0.0, 0
+    body = {"model": "prosemill", "prompt": PROMPTS[seed % len(PROMPTS)], "max_tokens": num_new_tokens, "seed": seed}
+    body |= SAMPLING | {"stream": True, "stream_options": {"include_usage": True}}
+    begin, first, last, silence, num_tokens = time.perf_counter(), 0.0, 0.0, 0.0, 0
     try:
         async with client.stream("POST", "/v1/completions", json=body) as answer:
             async for line in answer.aiter_lines():
                 if not line.startswith("data: {"):
                     continue
-                last = time.perf_counter()
-                first = first or last
+                now = time.perf_counter()
+                silence, last = max(silence, now - (last or now)), now
+                first = first or now
                 usage = json.loads(line[6:]).get("usage")
                 num_tokens = usage["completion_tokens"] if usage else num_tokens
     except httpx.HTTPError as error:
@@ -62,6 +66,7 @@ async def ask(client: httpx.AsyncClient, seed: int, load: Load) -> None:
         load.num_tokens += num_tokens
         load.first.append(first - begin)
         load.per_token.append((last - first) / (num_tokens - 1))
+        load.silences.append(silence)
 
 
 async def open_loop(client: httpx.AsyncClient, rate: float, seconds: float, seed: int) -> Load:
@@ -75,16 +80,26 @@ async def open_loop(client: httpx.AsyncClient, rate: float, seconds: float, seed
     return load
 
 
-async def closed_loop(client: httpx.AsyncClient, concurrent: int, seconds: float) -> Load:
-    """Keep so many requests going."""
-    load, seeds, end = Load(), iter(range(1_000_000)), time.perf_counter() + seconds
+async def closed_loop(
+    client: httpx.AsyncClient, concurrent: int, seconds: float, *, load: Load | None = None, num_new_tokens: int = NUM_NEW_TOKENS
+) -> Load:
+    """Keep so many requests going; what comes of them goes into `load` at once, if one is given."""
+    load, seeds, end = load or Load(), iter(range(1_000_000)), time.perf_counter() + seconds
 
     async def go_on() -> None:
         while time.perf_counter() < end:
-            await ask(client, next(seeds), load)
+            await ask(client, next(seeds), load, num_new_tokens=num_new_tokens)
 
     await asyncio.gather(*(go_on() for _ in range(concurrent)))
     return load
+
+
+def client_of(url: str) -> httpx.AsyncClient:
+    """One that opens as many connections as it is asked to, and waits as long as the service's deadline lets it."""
+    key = os.environ.get("PROSEMILL_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx.AsyncClient(base_url=url, timeout=None, limits=limits, headers=headers)  # noqa: S113
 
 
 def report(load: Load, seconds: float, first: float, per_token: float) -> None:
@@ -112,10 +127,7 @@ def main(
         os.sched_setaffinity(0, cores[-1:])
 
     async def run() -> tuple[Load, float]:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        key = os.environ.get("PROSEMILL_API_KEY")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits, headers=headers) as client:  # noqa: S113 - the service has a deadline
+        async with client_of(url) as client:
             await ask(client, 0, Load())
             begin = time.perf_counter()
             load = await (closed_loop(client, concurrent, seconds) if concurrent else open_loop(client, rate, seconds, seed))

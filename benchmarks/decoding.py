@@ -19,7 +19,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 from prosemill.families import family_of
 from prosemill.generation.decoder import Decoder
 from prosemill.generation.engine import NUM_SPARE, Engine
-from prosemill.generation.kernels import Precision
+from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.pretrained import load_model, load_tokenizer
 from prosemill.workspace import BASE_MODEL

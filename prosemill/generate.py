@@ -11,7 +11,7 @@ from typing import get_args
 import typer
 
 from prosemill.errors import ProsemillError
-from prosemill.generation.kernels import Precision
+from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.generation.writer import Writer, choose_precision
 from prosemill.registry.evaluation import costs_in

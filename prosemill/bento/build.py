@@ -79,8 +79,9 @@ REQUIREMENTS = (
 )
 """Libraries that a Bento needs besides BentoML, in the versions that it was built with."""
 
-BUILD = "import json, sys, bentoml; bentoml.bentos.build(**json.load(sys.stdin))"
-"""Run where the Bento's content lies. `bentoml build` does not, below a folder whose name begins with a dot."""
+BUILD = "import json, sys, prosemill.serving.worker, bentoml; bentoml.bentos.build(**json.load(sys.stdin))"
+"""Run where the Bento's content lies, whose code it tries: BentoML imports only what stands above the worker. `bentoml build` does not
+run below a folder whose name begins with a dot."""
 
 ERROR = re.compile(r"^[\w.]+: (?s:.*)", re.MULTILINE)  # the end of a stack trace, which says what is wrong
 

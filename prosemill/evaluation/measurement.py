@@ -20,7 +20,7 @@ from prosemill.evaluation.scoring import Score, num_windows, score_at_strides, s
 from prosemill.evaluation.text import EvaluatedText, Size, read_text, strides_of
 from prosemill.evaluation.trigram import Trigram
 from prosemill.families import Family, family_of, family_of_model
-from prosemill.generation.kernels import Precision
+from prosemill.generation.precision import Precision
 from prosemill.params import Evaluate
 from prosemill.precision import DTYPES, Arithmetic, choose_arithmetic, choose_device
 from prosemill.pretrained import load_model

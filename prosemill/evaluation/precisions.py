@@ -16,7 +16,7 @@ from prosemill.evaluation.scoring import Score
 from prosemill.families import family_of_model
 from prosemill.families.family import IGNORED, Batch
 from prosemill.generation.decoder import CHUNK, Decoder
-from prosemill.generation.kernels import Precision
+from prosemill.generation.precision import Precision
 
 
 def measure_precisions(

@@ -18,8 +18,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from prosemill.generation import native
-from prosemill.generation.kernels import SMALL, Precision
+from prosemill.generation.kernels import SMALL
 from prosemill.generation.layout import Layout
+from prosemill.generation.precision import Precision
 
 BUCKET = 64
 """Room is made, and torch's attention goes through keys, in multiples of so many."""

@@ -17,8 +17,9 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from prosemill.families.family import IGNORED
 from prosemill.generation.attention import BUCKET, make_attention
-from prosemill.generation.kernels import Precision, Product, prepare, prepare_head
+from prosemill.generation.kernels import Product, prepare, prepare_head
 from prosemill.generation.layout import CrossAttention, Layer, Layout
+from prosemill.generation.precision import Precision
 
 CHUNK = 64
 """Tokens of a text that are read at once, always from a multiple of it."""

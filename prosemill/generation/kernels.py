@@ -7,15 +7,14 @@ On a CPU every precision but fp32 gives a row the same bits whatever rows stand 
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch.nn.functional import layer_norm, linear, pad
 
 from prosemill.generation import native
 from prosemill.generation.layout import Matrix, Norm
+from prosemill.generation.precision import Precision
 
-Precision = Literal["fp32", "bf16", "int8", "int4"]
 GROUP = 32
 """Weights of a row that share a scale and an offset in int4. A model that was stored in GGUF's Q4_1 stays exactly what it was."""
 WIDTH = 32

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from prosemill.families import Family, family_of
 from prosemill.generation.decoder import Decoder
 from prosemill.generation.engine import NUM_SPARE, Answer, Engine
-from prosemill.generation.kernels import Precision
+from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.precision import choose_arithmetic
 from prosemill.pretrained import end_of_text_id, load_model, load_tokenizer, stop_tokens

@@ -4,8 +4,8 @@
     curl http://127.0.0.1:3000/generate --json '{"prompt": "The history of"}'
 
 The routes are a FastAPI application (`app`). The guard in front of everything keeps web pages and strangers out (`guard`). The version
-comes from the registry or from a Bento, and is read with this project's own code, after its digest is verified (`champion`). BentoML runs
-it: one worker, because each would load a model.
+comes from the registry or from a Bento (`source`), and is read with this project's own code, after its digest is verified (`champion`).
+BentoML runs it: one worker (`worker`), because each would load a model.
 """
 
 import os
@@ -21,16 +21,11 @@ from bentoml._internal.utils.analytics import usage_stats  # noqa: E402
 from bentoml.exceptions import BentoMLException  # noqa: E402
 
 from prosemill.errors import ProsemillError  # noqa: E402
-from prosemill.serving.app import make_app  # noqa: E402
-from prosemill.serving.champion import Source, check_source, load  # noqa: E402
-from prosemill.serving.desk import Desk  # noqa: E402
-from prosemill.serving.door import Door  # noqa: E402
-from prosemill.serving.ending import see_off_on_signals  # noqa: E402
-from prosemill.serving.follower import Follower  # noqa: E402
+from prosemill.serving.door import Door, Inside  # noqa: E402
 from prosemill.serving.guard import refuse_open_door, refuse_open_doors  # noqa: E402
 from prosemill.serving.keys import Keys  # noqa: E402
-from prosemill.serving.meters import Meters  # noqa: E402
 from prosemill.serving.settings import ServiceSettings  # noqa: E402
+from prosemill.serving.source import Source, check_source  # noqa: E402
 
 usage_stats.do_not_track.cache_clear()  # `bentoml serve` has read its switch before it found this
 
@@ -39,7 +34,7 @@ LOCAL = "127.0.0.1"
 
 def make_service(source: Source) -> Any:
     """The service of the version that a source names: a `bentoml.Service`, to be assigned at the top of the module that BentoML imports."""
-    app = make_app()
+    inside = Inside()
 
     @bentoml.service(
         name="prosemill",
@@ -49,7 +44,6 @@ def make_service(source: Source) -> Any:
         metrics={"enabled": False},  # they are labelled with whatever path a stranger asks for
         logging={"access": {"enabled": False}},  # its lines can be forged with a line break in a path
     )
-    @bentoml.asgi_app(app, path="/")
     class Service:
         """The champion, loaded before the service is ready."""
 
@@ -67,22 +61,17 @@ def make_service(source: Source) -> Any:
                 raise BentoMLException(str(error)) from None
 
         def __init__(self) -> None:
+            from prosemill.serving.worker import Worker
+
             refuse_open_doors()
-            settings = ServiceSettings.read()
-            self._desk = app.state.desk = Desk(load(source.find(), settings), settings, Meters())
-            self._follower = None if source.is_fixed else Follower(self._desk, source, settings)
-            if self._follower is not None:
-                self._follower.start()
-            app.state.page.begin()
-            see_off_on_signals(self._desk, settings.drain)
+            self._worker = Worker(source)
+            inside.open(self._worker.app)
 
         @bentoml.on_shutdown  # type: ignore[untyped-decorator]
         def close(self) -> None:
             """End the engine, and with it what is still being written."""
-            if self._follower is not None:
-                self._follower.end()
-            self._desk.champion.close()
+            self._worker.close()
 
     service: Any = Service  # what the decorators have made of the class
-    service.add_asgi_middleware(Door, inside=app)
+    service.add_asgi_middleware(Door, inside=inside)
     return service

@@ -1,57 +1,22 @@
-"""A version that is served: where it comes from, and its weights in an engine.
+"""A version that is served: its weights in an engine.
 
 champion = load(source.find(), settings)
 champion.writer.answer("The history of", Settings(max_new_tokens=20))
 champion.close()
-
-The registry is a source (prosemill/registry/champion.py), and a Bento's own folder (prosemill/bento/packed.py). A service knows no other
-difference between them than that the one may come to name another version.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from prosemill.errors import ProsemillError
-from prosemill.generation.kernels import Precision
+from prosemill.generation.precision import Precision
 from prosemill.generation.writer import Writer, choose_precision
 from prosemill.registry.evaluation import costs_in
 from prosemill.serving.settings import ServiceSettings
-
-
-class Candidate(Protocol):
-    """A version that can be loaded."""
-
-    @property
-    def number(self) -> int:
-        """Its number in the registry."""
-
-    @property
-    def facts(self) -> Mapping[str, str]:
-        """Where it is from: `model`, `corpus`, and what leads back to them, as `git_commit`."""
-
-    def model(self) -> AbstractContextManager[Path]:
-        """Its model's folder, until the block ends. Raises `ProsemillError` if that is not what was registered, to the byte."""
-
-    def metrics(self) -> Mapping[str, Any]:
-        """Content of its metrics/evaluation.json. Raises `ProsemillError` if that cannot be had, or is not what was registered."""
-
-    @property
-    def base(self) -> Path | None:
-        """A folder of the base model, if one comes with it. To be asked for inside of `model()`, which verifies it."""
-
-
-class Source(Protocol):
-    """Says which version is to be served."""
-
-    @property
-    def is_fixed(self) -> bool:
-        """Whether it always names the same one."""
-
-    def find(self) -> Candidate:
-        """The version. Raises `ProsemillError` if there is none."""
+from prosemill.serving.source import Candidate
 
 
 @dataclass(eq=False)
@@ -80,12 +45,6 @@ class Champion:
     def num_running(self) -> int:
         """Texts that get a token at every step."""
         return sum(writer.engine.num_running for writer in self.writers)
-
-
-def check_source(source: Source) -> None:
-    """Raise `ProsemillError` if there is nothing to serve, or it is not as it was registered."""
-    with source.find().model():
-        pass
 
 
 def load(candidate: Candidate, settings: ServiceSettings) -> Champion:

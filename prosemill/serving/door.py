@@ -1,6 +1,8 @@
 """What stands between BentoML and the routes: the guard, and a log in which nobody's text is.
 
-    Service.add_asgi_middleware(Door, inside=app)
+    inside = Inside()
+    Service.add_asgi_middleware(Door, inside=inside)
+    inside.open(app)
 
 Every request goes to our own application. BentoML's routes would stand beside it: an index page for routes that there are not, health in
 another shape, and metrics that are labelled with whatever path a stranger asks for.
@@ -35,6 +37,18 @@ class Door:
         else:
             _forget_query(scope)
             await self._inside(scope, receive, send)
+
+
+class Inside:
+    """An application that is made only when BentoML has started, which lets no request in before."""
+
+    def open(self, app: Application) -> None:
+        """Have this one take the requests."""
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        await self._app(scope, receive, send)
 
 
 class Log:

@@ -9,9 +9,10 @@ import threading
 
 from prosemill.console import say
 from prosemill.errors import ProsemillError, first_line
-from prosemill.serving.champion import Source, load
+from prosemill.serving.champion import load
 from prosemill.serving.desk import Desk
 from prosemill.serving.settings import ServiceSettings
+from prosemill.serving.source import Source
 
 
 class Follower(threading.Thread):

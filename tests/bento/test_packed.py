@@ -8,7 +8,7 @@ import pytest
 
 from prosemill.bento.packed import EVALUATION, MODEL, SEAL, Packed, seal
 from prosemill.errors import ProsemillError
-from prosemill.serving.champion import check_source
+from prosemill.serving.source import check_source
 
 
 @pytest.fixture

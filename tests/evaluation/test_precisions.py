@@ -8,7 +8,7 @@ import torch
 from prosemill.evaluation.precisions import measure_precisions
 from prosemill.evaluation.scoring import score_documents
 from prosemill.families import families
-from prosemill.generation.kernels import Precision
+from prosemill.generation.precision import Precision
 from tests.generation.models import draw
 
 CONTEXT = 80  # more than are read at once

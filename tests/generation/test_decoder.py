@@ -8,8 +8,9 @@ import torch
 from prosemill.families import families
 from prosemill.generation.attention import BUCKET, bucket
 from prosemill.generation.decoder import CHUNK, Decoder
-from prosemill.generation.kernels import GROUP, Precision, prepare
+from prosemill.generation.kernels import GROUP, prepare
 from prosemill.generation.layout import Matrix
+from prosemill.generation.precision import Precision
 from tests.generation.models import INVARIANT, Tiny, draw, multiplies_bf16, prompts
 
 LENGTHS = [3, 20, 61, 64, 130]

@@ -13,7 +13,7 @@ import pytest
 from prosemill.families import families
 from prosemill.generation.decoder import Decoder
 from prosemill.generation.engine import NUM_SPARE, Answer, End, Engine, Event, Request
-from prosemill.generation.kernels import Precision
+from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.pretrained import load_tokenizer
 from tests.generation.models import CONTEXT, INVARIANT, Tiny, draw, prompts

@@ -1,0 +1,52 @@
+"""Where the version that is served comes from.
+
+with source.find().model() as folder:    # a model folder that is as it was registered
+    ...
+
+The registry is a source (prosemill/registry/champion.py), and a Bento's own folder (prosemill/bento/packed.py). A service knows no other
+difference between them than that the one may come to name another version.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Candidate(Protocol):
+    """A version that can be loaded."""
+
+    @property
+    def number(self) -> int:
+        """Its number in the registry."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Where it is from: `model`, `corpus`, and what leads back to them, as `git_commit`."""
+
+    def model(self) -> AbstractContextManager[Path]:
+        """Its model's folder, until the block ends. Raises `ProsemillError` if that is not what was registered, to the byte."""
+
+    def metrics(self) -> Mapping[str, Any]:
+        """Content of its metrics/evaluation.json. Raises `ProsemillError` if that cannot be had, or is not what was registered."""
+
+    @property
+    def base(self) -> Path | None:
+        """A folder of the base model, if one comes with it. To be asked for inside of `model()`, which verifies it."""
+
+
+class Source(Protocol):
+    """Says which version is to be served."""
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it always names the same one."""
+
+    def find(self) -> Candidate:
+        """The version. Raises `ProsemillError` if there is none."""
+
+
+def check_source(source: Source) -> None:
+    """Raise `ProsemillError` if there is nothing to serve, or it is not as it was registered."""
+    with source.find().model():
+        pass

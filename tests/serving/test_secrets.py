@@ -113,6 +113,7 @@ def test_a_line_break_in_a_path_makes_no_line_of_its_own(watched: Watched) -> No
     forged = '{"time": "now", "method": "GET", "path": "/forged", "status": 200, "seconds": 0}'
     assert watched.ask(f"/%0a%0d%e2%80%a8{forged}%0a", "GET") == 404
     assert watched.ask(f"/%0a{forged}%0a", "GET", headers={}) == 401
+    wait_until(lambda: watched.service.log.read_text().count("/forged") == 2, "both are in the log, which is written after the answer")
     lines = watched.service.log.read_text().splitlines()
     assert sum("/forged" in line for line in lines) == 2
     assert not [line for line in lines if line.startswith(forged[:20])]

@@ -54,9 +54,8 @@ def make_service(source: Source) -> Any:
             given = click.get_current_context(silent=True)
             try:
                 refuse_open_door((given and given.params.get("host")) or LOCAL)
-                ServiceSettings.read()
                 Keys.read(os.environ)
-                check_source(source)
+                check_source(source, ServiceSettings.read())
             except ProsemillError as error:
                 raise BentoMLException(str(error)) from None
 

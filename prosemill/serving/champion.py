@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prosemill.errors import ProsemillError
 from prosemill.generation.precision import Precision
 from prosemill.generation.writer import Writer, choose_precision
 from prosemill.registry.evaluation import costs_in
 from prosemill.serving.settings import ServiceSettings
-from prosemill.serving.source import Candidate
+from prosemill.serving.source import Candidate, read_metrics
 
 
 @dataclass(eq=False)
@@ -48,14 +47,15 @@ class Champion:
 
 
 def load(candidate: Candidate, settings: ServiceSettings) -> Champion:
-    """Load a version's weights and write a few tokens. Nothing beside them is run, and nothing read before their digest is verified.
+    """Load a version's weights and write a few tokens. Nothing beside them is run, and nothing read before their digest is verified; the
+    user's own base model, which `settings` may name, has none.
 
     Raises:
         ProsemillError: it is not as it was registered, or holds no model that can be served.
         RuntimeError: it cannot write.
     """
     with ExitStack() as stack, candidate.model() as folder:
-        metrics = _metrics(candidate, settings)
+        metrics = read_metrics(candidate, settings)
         precision = choose_precision(costs_in(metrics)) if settings.precision == "auto" else settings.precision
 
         def open_writer(folder: Path) -> Writer:
@@ -66,13 +66,3 @@ def load(candidate: Candidate, settings: ServiceSettings) -> Champion:
         writer, base_folder = open_writer(folder), settings.base or candidate.base
         base = None if base_folder is None else open_writer(base_folder)
         return Champion(candidate.number, precision, writer, stack.pop_all().close, candidate.facts, metrics, base)
-
-
-def _metrics(candidate: Candidate, settings: ServiceSettings) -> Mapping[str, Any]:
-    """Its evaluation; nothing where it has none, unless a precision is to be chosen by that."""
-    try:
-        return candidate.metrics()
-    except ProsemillError:
-        if settings.precision == "auto":
-            raise
-        return {}

@@ -46,7 +46,7 @@ class Desk:
         self._changes = threading.Condition()
         self._visits: Counter[Champion] = Counter()
         self._hurries = set[Callable[[float], None]]()
-        self._is_ending = False
+        self._end: float | None = None  # of the loop's clock, once the service is ending
         meters.note_version(champion.version)
         meters.watch_rows(self._num_running)
 
@@ -62,13 +62,19 @@ class Desk:
 
     def check(self) -> None:
         """Raise `UnavailableError` if newcomers are not served."""
-        if self._is_ending:
+        if self._end is not None:
             raise UnavailableError("the service is ending: ask again when it is back")
         self.check_engine()
 
+    @property
+    def num_visits(self) -> int:
+        """Requests that are being served, from the reading of their prompts on."""
+        with self._changes:
+            return self._visits.total()
+
     def close(self, seconds: float) -> None:
         """Serve no newcomers any more, and have those that are being served end with what they have after so many seconds at most."""
-        self._is_ending = True
+        self._end = asyncio.get_running_loop().time() + seconds
         for hurry in self._hurries:
             hurry(seconds)
 
@@ -181,6 +187,8 @@ class Desk:
     @contextmanager
     def _hurried_by(self, hurry: Callable[[float], None]) -> Iterator[None]:
         self._hurries.add(hurry)
+        if self._end is not None:  # its prompt was being read when the end was told
+            hurry(max(0.0, self._end - asyncio.get_running_loop().time()))
         try:
             yield
         finally:

@@ -42,13 +42,13 @@ class SeeOff:
     def begin(self) -> None:
         """Begin, unless it has begun: the supervisor sends a signal of its own after the user's."""
         if self._task is None:
-            say(f"the service is ending: {self._desk.admission.num_requests} requests have {self._seconds:g} s")
+            say(f"the service is ending: {self._desk.num_visits} requests have {self._seconds:g} s")
             self._desk.close(self._seconds)
             self._task = asyncio.create_task(self._wait())
 
     async def _wait(self) -> None:
         loop = asyncio.get_running_loop()
         latest = loop.time() + self._seconds + LAST_SECONDS
-        while self._desk.admission.num_requests > 0 and loop.time() < latest:
+        while self._desk.num_visits > 0 and loop.time() < latest:
             await asyncio.sleep(TICK)
         self._end()

@@ -1,6 +1,6 @@
 """The door of the service: what may come in, whatever route it asks for.
 
-    Service.add_asgi_middleware(Guard)
+    app = Guard(app)
 
 A page in the user's browser can send requests to this machine's own addresses, from a foreign origin or under a name that its DNS points
 here. So a request must name this machine as its host, come from no page but the service's own, and bring JSON, which a page cannot send

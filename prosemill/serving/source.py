@@ -12,6 +12,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from prosemill.errors import ProsemillError
+from prosemill.families import family_of
+from prosemill.serving.settings import ServiceSettings
+
+BASE_FILES = ("config.json", "tokenizer.json", "*.safetensors")
+
 
 class Candidate(Protocol):
     """A version that can be loaded."""
@@ -46,7 +52,32 @@ class Source(Protocol):
         """The version. Raises `ProsemillError` if there is none."""
 
 
-def check_source(source: Source) -> None:
-    """Raise `ProsemillError` if there is nothing to serve, or it is not as it was registered."""
-    with source.find().model():
-        pass
+def check_source(source: Source, settings: ServiceSettings) -> None:
+    """Look at all that is to be served, before seconds are spent on loading it.
+
+    Raises:
+        ProsemillError: there is nothing to serve, it is not as it was registered, or the settings name a base model that is none.
+    """
+    candidate = source.find()
+    with candidate.model():
+        read_metrics(candidate, settings)
+    if settings.base is None:
+        return
+    missing = [name for name in BASE_FILES if not any(settings.base.glob(name))]
+    if missing:
+        raise ProsemillError(f"PROSEMILL_BASE={settings.base} has no {' and no '.join(missing)}: name a folder with a model")
+    family_of(settings.base)
+
+
+def read_metrics(candidate: Candidate, settings: ServiceSettings) -> Mapping[str, Any]:
+    """Content of a candidate's metrics/evaluation.json, inside of its `model()`; empty if there is none that can be trusted.
+
+    Raises:
+        ProsemillError: there is none, and a precision is to be chosen by it.
+    """
+    try:
+        return candidate.metrics()
+    except ProsemillError as error:
+        if settings.precision == "auto":
+            raise ProsemillError(f"{error}; or set PROSEMILL_PRECISION, which is chosen by it") from None
+        return {}

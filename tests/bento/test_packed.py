@@ -8,6 +8,7 @@ import pytest
 
 from prosemill.bento.packed import EVALUATION, MODEL, SEAL, Packed, seal
 from prosemill.errors import ProsemillError
+from prosemill.serving.settings import ServiceSettings
 from prosemill.serving.source import check_source
 
 
@@ -40,10 +41,10 @@ def test_a_sealed_version_is_found_again(folder: Path) -> None:
     ids=["a byte", "one file more", "moved", "gone"],
 )
 def test_an_altered_version_is_refused(folder: Path, alter: Callable[[Path], object]) -> None:
-    check_source(Packed(folder))
+    check_source(Packed(folder), ServiceSettings())
     alter(folder)
     with pytest.raises(ProsemillError, match="was altered after version 3 was packaged"):
-        check_source(Packed(folder))
+        check_source(Packed(folder), ServiceSettings())
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{", json.dumps({"version": 3}), '{"version": "x", "facts": {}, "digest": ""}'])
@@ -52,4 +53,4 @@ def test_a_broken_seal_is_refused(folder: Path, content: str | None) -> None:
     if content is not None:
         (folder / SEAL).write_text(content, encoding="utf-8")
     with pytest.raises(ProsemillError, match=r"VERSION\.json cannot be read .* build it with `prosemill package`"):
-        check_source(Packed(folder))
+        check_source(Packed(folder), ServiceSettings())

@@ -5,12 +5,15 @@ import json
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from anyio import from_thread
 
 from prosemill.generation.sampling import Settings
+from prosemill.generation.writer import Writer
 from prosemill.serving.stream import Stream
 from tests.serving.conftest import Served, wait_until
 from tests.serving.test_app import GREEDY, LONG, PROMPT, ask, events, slow_down
@@ -137,3 +140,34 @@ def test_rows_in_use_are_told_as_they_are(serve: Callable[..., Served], monkeypa
         told = requests.get(f"{served.url}/metrics", timeout=60).text
         assert re.findall(r"^prosemill_rows_in_use (.*)$", told, re.MULTILINE) == ["3.0"]
     wait_until(lambda: served.meter("rows_in_use") == 0, "none is in use")
+
+
+def test_who_came_before_the_end_has_the_time_that_is_left_though_the_prompt_was_still_being_read(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(deadline=60)
+    slow_down(served, monkeypatch)
+    writer = served.desk.champion.writer
+    read, num_visits = writer.read, list[int]()
+
+    def read_while_the_service_ends(prompt: str) -> list[int]:
+        num_visits.append(served.desk.num_visits)
+        from_thread.run_sync(served.desk.close, 0.2)
+        return read(prompt)
+
+    monkeypatch.setattr(writer, "read", read_while_the_service_ends)
+    answer = ask(served, LONG)
+    assert num_visits == [1]
+    assert (answer.status_code, answer.json()["finish_reason"]) == (200, "deadline")
+    wait_until(lambda: served.desk.num_visits == 0, "nobody is left")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_base_model_whose_engine_has_ended_is_told_to_who_watches(
+    serve: Callable[..., Served], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    with Writer.open(tiny_model, precision="fp32", num_rows=1) as base:
+        monkeypatch.setattr(served.desk.champion, "base", base)
+        assert requests.get(f"{served.url}/livez", timeout=60).status_code == 200
+    assert requests.get(f"{served.url}/livez", timeout=60).status_code == 503

@@ -1,0 +1,51 @@
+"""What cannot be served is refused in one line before anything is loaded."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.serving.process import refusal
+
+
+def empty(base: Path, _: Path) -> None:
+    base.mkdir()
+
+
+def foreign(base: Path, tiny_model: Path) -> None:
+    shutil.copytree(tiny_model, base)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps(config | {"model_type": "bert"}), encoding="utf-8")
+
+
+def without_weights(base: Path, tiny_model: Path) -> None:
+    shutil.copytree(tiny_model, base, ignore=shutil.ignore_patterns("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (empty, "has no config.json and no tokenizer.json and no *.safetensors: name a folder with a model"),
+        (foreign, "is of the family 'bert', which is not supported"),
+        (without_weights, "has no *.safetensors: name a folder with a model"),
+    ],
+)
+def test_a_base_model_that_is_none(champion: Path, tiny_model: Path, tmp_path: Path, make: Callable[[Path, Path], None], line: str) -> None:
+    make(tmp_path / "base", tiny_model)
+    told = refusal(folder=champion, environment=os.environ | {"PROSEMILL_BASE": str(tmp_path / "base"), "BENTOML_HOME": str(tmp_path)})
+    assert f"{tmp_path / 'base'} {line}" in told
+    assert len(told.strip().splitlines()) == 1
+
+
+def test_a_champion_whose_kept_evaluation_was_altered(champion: Path, tmp_path: Path) -> None:
+    (evaluation,) = (champion / ".prosemill/mlflow").rglob("lineage/*/evaluation.json")
+    content = evaluation.read_bytes()
+    evaluation.write_bytes(content + b"\n")
+    told = refusal(folder=champion, environment=os.environ | {"BENTOML_HOME": str(tmp_path)})
+    evaluation.write_bytes(content)
+    assert "evaluation.json of version 1 is not what was registered" in told
+    assert "or set PROSEMILL_PRECISION" in told
+    assert len(told.strip().splitlines()) == 1

@@ -21,7 +21,7 @@ from bentoml._internal.utils.analytics import usage_stats  # noqa: E402
 from bentoml.exceptions import BentoMLException  # noqa: E402
 
 from prosemill.errors import ProsemillError  # noqa: E402
-from prosemill.serving.door import Door, Inside  # noqa: E402
+from prosemill.serving.door import Door, Inside, trace_whole_requests  # noqa: E402
 from prosemill.serving.guard import refuse_open_door, refuse_open_doors  # noqa: E402
 from prosemill.serving.keys import Keys  # noqa: E402
 from prosemill.serving.settings import ServiceSettings  # noqa: E402
@@ -71,6 +71,7 @@ def make_service(source: Source) -> Any:
             """End the engine, and with it what is still being written."""
             self._worker.close()
 
+    trace_whole_requests()
     service: Any = Service  # what the decorators have made of the class
     service.add_asgi_middleware(Door, inside=inside)
     return service

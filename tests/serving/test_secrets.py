@@ -103,6 +103,8 @@ def test_a_prompt_and_a_key_are_told_to_nobody(watched: Watched) -> None:
     assert watched.ask("/the-last", "GET") == 404
     wait_until(lambda: b"/the-last" in b"".join(watched.collector.taken), "all have their traces")
     told = watched.told
+    assert "POST /generate/stream" in told
+    assert "http send" not in told, "a span of each event"
     assert '"path": "/generate", "status": 200' in told
     assert "prosemill_new_tokens_total" in told
     assert PROMPT not in told

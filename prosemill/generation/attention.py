@@ -40,7 +40,7 @@ class Attention(ABC, Generic[Look]):
         self._num_heads, self._num_kv_heads, self._head_size = layout.num_heads, layout.num_kv_heads, layout.head_size
         self._parts = [(layer.attention.scale, layer.attention.window) for layer in layout.layers]
         self._num_rows, self._dtype, self._capacity = num_rows, dtype, 0
-        self._cache = torch.empty(0)
+        self.cache = torch.empty(0)
         """[layers, rows, 2 · key heads, capacity, head size]: of each row its keys, then its values."""
 
     @abstractmethod
@@ -64,7 +64,7 @@ class Attention(ABC, Generic[Look]):
     def move(self, source: int, target: int, length: int) -> None:
         """Have the text of a row, of so many tokens, stand in another row, whose text is forgotten."""
         width = bucket(length) * BUCKET  # whole buckets, whatever the order within
-        self._cache[:, target, :, :width] = self._cache[:, source, :, :width]
+        self.cache[:, target, :, :width] = self.cache[:, source, :, :width]
 
     def reserve(self, length: int) -> None:
         """Have room for texts of a length."""
@@ -75,8 +75,8 @@ class Attention(ABC, Generic[Look]):
         shape = (len(self._parts), self._num_rows, 2 * self._num_kv_heads, self._capacity, self._head_size)
         cache = torch.zeros(shape, dtype=self._dtype)
         if before:
-            cache[:, :, :, :before] = self._cache
-        self._cache = cache
+            cache[:, :, :, :before] = self.cache
+        self.cache = cache
 
 
 def make_attention(layout: Layout, *, precision: Precision, num_rows: int) -> Attention[Any]:
@@ -103,7 +103,7 @@ class FusedAttention(Attention[native.Places]):
 
     def attend(self, number: int, mixed: torch.Tensor, look: native.Places) -> torch.Tensor:
         scale, window = self._parts[number]
-        return self._attend(self._cache[number], mixed, look, scale=scale, window=window)
+        return self._attend(self.cache[number], mixed, look, scale=scale, window=window)
 
 
 class _Group(NamedTuple):
@@ -164,7 +164,7 @@ class TorchAttention(Attention[_Groups]):
             turned = mixed[:, :num_turned].view(-1, num_turned, 2, self._head_size // 2)
             torch.addcmul(turned * cosine, turned.flip(-2), sine, out=turned)
         mixed = mixed.to(self._dtype)
-        slots = self._cache[number].view(-1, self._head_size)
+        slots = self.cache[number].view(-1, self._head_size)
         slots.index_copy_(0, look.slots, mixed[:, self._num_heads :].reshape(-1, self._head_size))
         return torch.cat([self._attend_group(number, mixed[group.tokens, : self._num_heads], group) for group in look.groups])
 
@@ -192,7 +192,7 @@ class TorchAttention(Attention[_Groups]):
         scale, window = self._parts[number]
         num_kv_heads, num_queries, num_tokens = self._num_kv_heads, self._num_heads // self._num_kv_heads, group.num_tokens
         split = queries.reshape(-1, num_tokens, num_kv_heads, num_queries, self._head_size).transpose(1, 2)
-        cache = self._cache[number, group.begin : group.end, :, : group.width]
+        cache = self.cache[number, group.begin : group.end, :, : group.width]
         attended = scaled_dot_product_attention(
             split.flatten(2, 3), cache[:, :num_kv_heads], cache[:, num_kv_heads:], attn_mask=group.biases[window], scale=scale
         )

@@ -23,6 +23,7 @@ enum {
     LANES = 16,  // outputs that are computed together, side by side in memory
     STEP = 64,   // inputs of a tile
     TILE_ROWS = 16,
+    AHEAD = 2048,  // bytes of levels between those that are asked for and those that are used: a page's end stops the processor's own foresight
     PART = 6,  // blocks that a thread takes at once, so few that those of a small matrix are shared evenly
 };
 
@@ -140,6 +141,7 @@ INLINE void block_of_rows(const Matrix *matrix, const Inputs *inputs, int64_t bl
         for (int way = 0; way < ways; way++) high[r][way] = low[r][way] = _mm512_setzero_si512();
     for (int64_t k = 0; k < num_in; k += 4 * ways)
         for (int way = 0; way < ways; way++) {
+            _mm_prefetch(levels + (k + 4 * way) * LANES + AHEAD, _MM_HINT_T0);
             __m512i weights = _mm512_loadu_si512(levels + (k + 4 * way) * LANES);
             for (int r = 0; r < count; r++) {
                 int64_t at = (row + r) * num_in + k + 4 * way;

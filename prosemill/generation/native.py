@@ -8,12 +8,15 @@ What it computes is the same to the bit whatever rows stand beside each other, w
 """
 
 import hashlib
+import math
+import mmap
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from ctypes import CDLL, Structure, byref, c_double, c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -38,6 +41,8 @@ MOST_IN = 2**16
 FEWEST_ROWS_OF_TILES = 5
 """For so many rows AMX is faster."""
 NEVER = 2**62
+REGION = 2**26
+"""Bytes that are mapped at once for a model's weights."""
 
 
 class _Norm(Structure):
@@ -129,13 +134,44 @@ def _compile(compiler: str) -> Path:
     return library
 
 
+class Pages:
+    """Memory handed out piece by piece, in large pages if the system has any: a step reads all weights, and faster from such."""
+
+    def __init__(self, region: int = 0) -> None:
+        """None at first.
+
+        Args:
+            region: Bytes to map at once, if more than are asked for. What is not used of them takes no memory.
+        """
+        self._region, self._left = region, torch.empty(0, dtype=torch.uint8)
+
+    def take(self, *shape: int) -> torch.Tensor:
+        """Bytes of a shape."""
+        size = math.prod(shape)
+        if size > len(self._left):
+            region = mmap.mmap(-1, max(size, self._region))
+            with suppress(OSError):
+                region.madvise(mmap.MADV_HUGEPAGE)
+            self._left = torch.frombuffer(region, dtype=torch.uint8)
+        taken, self._left = self._left[:size], self._left[size:]
+        return taken.view(shape)
+
+
 class NativeProduct:
     """A matrix of 8 bits, behind a norm if one is given, whose inputs are rounded to 16 bits."""
 
-    def __init__(self, library: Library, matrix: Matrix, norm: Norm | None) -> None:
+    def __init__(self, library: Library, matrix: Matrix, norm: Norm | None, pages: Pages | None = None) -> None:
+        """Prepare a matrix.
+
+        Args:
+            library: Of the functions.
+            matrix: What is multiplied by.
+            norm: Of the inputs.
+            pages: Where to hold it, beside those that are read before and after it.
+        """
         self._library, (self._num_out, num_in) = library, matrix.weight.shape
         assert num_in <= MOST_IN
-        levels, scales = _packed(matrix.weight.detach().float())
+        levels, scales = _packed(matrix.weight.detach().float(), pages or Pages())
         bias = None if matrix.bias is None else _filled(matrix.bias, len(scales))
         weights = (None, None) if norm is None else (norm.weight, norm.bias)
         of_norm = [None if each is None else each.detach().float().contiguous() for each in weights]
@@ -155,14 +191,14 @@ class NativeProduct:
         return out
 
 
-def _packed(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _packed(weight: torch.Tensor, pages: Pages) -> tuple[torch.Tensor, torch.Tensor]:
     """Levels [blocks, in / 4, LANES, 4] and scales [out] of a matrix, filled up."""
     num_out, num_in = weight.shape
     scales = weight.abs().amax(dim=1).clamp_(min=torch.finfo(torch.float32).tiny).div_(ZERO - 1)
     levels = torch.full((-(-num_out // NUM_OUT) * NUM_OUT, -(-num_in // NUM_IN) * NUM_IN), ZERO, dtype=torch.uint8)
     levels[:num_out, :num_in] = torch.round(weight / scales[:, None]).add_(ZERO).to(torch.uint8)
-    packed = levels.view(len(levels) // LANES, LANES, -1, 4).transpose(1, 2).contiguous()
-    return packed, _filled(scales, len(levels))
+    blocks = levels.view(len(levels) // LANES, LANES, -1, 4).transpose(1, 2)
+    return pages.take(*blocks.shape).copy_(blocks), _filled(scales, len(levels))
 
 
 def _filled(numbers: torch.Tensor, size: int) -> torch.Tensor:
@@ -236,20 +272,22 @@ class NativeLayers:
     def __init__(self, library: Library, layout: Layout) -> None:
         self._library, self._attention = library, NativeAttention(library, layout)
         self._products: list[NativeProduct] = []
+        self._pages = Pages(REGION)
         self._layers = (_Layer * len(layout.layers))(*map(self._struct, layout.layers))
 
     def _struct(self, layer: Layer) -> _Layer:
         attention, feed_forward = layer.attention, layer.feed_forward
-        products = [
-            NativeProduct(self._library, attention.query_key_value, attention.norm),
-            NativeProduct(self._library, attention.output, None),
-            NativeProduct(self._library, feed_forward.up, feed_forward.norm),
-            NativeProduct(self._library, feed_forward.down, None),
-        ]
+        matrices = (
+            (attention.query_key_value, attention.norm),
+            (attention.output, None),
+            (feed_forward.up, feed_forward.norm),
+            (feed_forward.down, None),
+        )
+        products = [NativeProduct(self._library, *matrix, self._pages) for matrix in matrices]
         self._products += products
         activation = ACTIVATIONS[feed_forward.activation]
-        matrices = [product.struct for product in products]
-        return _Layer(*matrices, attention.scale, attention.window or 0, feed_forward.is_gated, activation)
+        structs = [product.struct for product in products]
+        return _Layer(*structs, attention.scale, attention.window or 0, feed_forward.is_gated, activation)
 
     def __call__(self, cache: torch.Tensor, hidden: torch.Tensor, places: Places) -> None:
         """Take hidden states [tokens, width], fp32, through all layers, in their place.

@@ -12,7 +12,7 @@ alone.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -36,6 +36,9 @@ def bucket(position: int) -> int:
 class Attention(ABC, Generic[Look]):
     """Of every layer, for up to `num_rows` texts."""
 
+    needs_neighbours: ClassVar[bool]
+    """Whether rows of the same `bucket` must be neighbours in a `step`."""
+
     def __init__(self, layout: Layout, *, num_rows: int, dtype: torch.dtype) -> None:
         self._num_heads, self._num_kv_heads, self._head_size = layout.num_heads, layout.num_kv_heads, layout.head_size
         self._parts = [(layer.attention.scale, layer.attention.window) for layer in layout.layers]
@@ -45,7 +48,7 @@ class Attention(ABC, Generic[Look]):
 
     @abstractmethod
     def step(self, positions: Sequence[int]) -> Look:
-        """For a token of each of rows 0, 1, …, at these positions. Rows of the same `bucket` must be neighbours."""
+        """For a token of each of rows 0, 1, …, at these positions."""
 
     @abstractmethod
     def read(self, row: int, begin: int, end: int) -> Look:
@@ -91,6 +94,8 @@ def make_attention(layout: Layout, *, precision: Precision, num_rows: int) -> At
 class FusedAttention(Attention[native.Places]):
     """By `native`, each token by itself."""
 
+    needs_neighbours = False
+
     def __init__(self, library: native.Library, layout: Layout, *, num_rows: int) -> None:
         super().__init__(layout, num_rows=num_rows, dtype=torch.bfloat16)
         self._attend = native.NativeAttention(library, layout)
@@ -135,6 +140,8 @@ class _Groups(NamedTuple):
 
 class TorchAttention(Attention[_Groups]):
     """By torch's fused attention; neighbouring rows of the same bucket are attended to together."""
+
+    needs_neighbours = True
 
     def __init__(self, layout: Layout, *, num_rows: int, dtype: torch.dtype) -> None:
         super().__init__(layout, num_rows=num_rows, dtype=dtype)

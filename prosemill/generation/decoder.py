@@ -73,6 +73,7 @@ class Decoder:
         self._dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         self._encoded: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(num_rows)]
         self._attention = make_attention(layout, precision=precision, num_rows=num_rows)
+        self.needs_neighbours = self._attention.needs_neighbours
         self._attention.reserve(BUCKET)
 
     @torch.inference_mode()
@@ -81,7 +82,7 @@ class Decoder:
 
         Args:
             tokens: Of each row, its last.
-            positions: Where that stands. Rows of the same `bucket` must be neighbours.
+            positions: Where that stands. If `needs_neighbours`, rows of the same `bucket` must be neighbours.
         """
         self._attention.reserve(max(positions) + 1)
         hidden = self._embed(tokens, torch.tensor(positions))

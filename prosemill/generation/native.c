@@ -450,7 +450,7 @@ static void attend_places(const Attention *attention, float *mixed, const Places
 #pragma omp for schedule(static)
     for (int64_t token = 0; token < places->num_tokens; token++)
         keep(attention, mixed + token * width, places->rows[token], places->positions[token]);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static, 1)  // a thread's tokens are early and late ones, which see few keys and many
     for (int64_t part = 0; part < places->num_tokens * num_kv_heads; part++) {
         int64_t token = part / num_kv_heads, kv_head = part % num_kv_heads, end = places->positions[token] + 1;
         int64_t begin = attention->window && end > attention->window ? end - attention->window : 0;

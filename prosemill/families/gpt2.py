@@ -51,7 +51,7 @@ class Gpt2(Decoder):
                     norm=centred(block.ln_2),
                     up=matrix(block.mlp.c_fc),
                     is_gated=False,
-                    activation=block.mlp.act.forward,
+                    activation=model.config.activation_function,
                     down=matrix(block.mlp.c_proj),
                 ),
             )

@@ -56,7 +56,7 @@ class GptNeo(Decoder):
                     norm=centred(block.ln_2),
                     up=stack(block.mlp.c_fc),
                     is_gated=False,
-                    activation=block.mlp.act.forward,
+                    activation=config.activation_function,
                     down=stack(block.mlp.c_proj),
                 ),
             )

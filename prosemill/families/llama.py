@@ -62,7 +62,7 @@ class Llama(Decoder):
                     norm=uncentred(block.post_attention_layernorm),
                     up=stack(feed_forward.gate_proj, feed_forward.up_proj),
                     is_gated=True,
-                    activation=feed_forward.act_fn.forward,
+                    activation=config.hidden_act,
                     down=stack(feed_forward.down_proj),
                 ),
             )

@@ -158,7 +158,7 @@ class T5(Family):
                     norm=uncentred(last.layer_norm),
                     up=stack(feed_forward.wi_0, feed_forward.wi_1) if is_gated else stack(feed_forward.wi),
                     is_gated=is_gated,
-                    activation=feed_forward.act.forward,
+                    activation=config.dense_act_fn,
                     down=stack(feed_forward.wo),
                 ),
             )

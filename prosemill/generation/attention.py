@@ -12,7 +12,7 @@ alone.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -37,16 +37,19 @@ def bucket(position: int) -> int:
 class Attention(ABC, Generic[Look]):
     """Of every layer, for up to `num_rows` texts."""
 
+    needs_neighbours: ClassVar[bool]
+    """Whether rows of the same `bucket` must be neighbours in a `step`."""
+
     def __init__(self, layout: Layout, *, num_rows: int, dtype: torch.dtype) -> None:
         self._num_heads, self._num_kv_heads, self._head_size = layout.num_heads, layout.num_kv_heads, layout.head_size
         self._parts = [(layer.attention.scale, layer.attention.window) for layer in layout.layers]
         self._num_rows, self._dtype, self._capacity = num_rows, dtype, 0
-        self._cache = torch.empty(0)
+        self.cache = torch.empty(0)
         """[layers, rows, 2 · key heads, capacity, head size]: of each row its keys, then its values."""
 
     @abstractmethod
     def step(self, positions: Sequence[int]) -> Look:
-        """For a token of each of rows 0, 1, …, at these positions. Rows of the same `bucket` must be neighbours."""
+        """For a token of each of rows 0, 1, …, at these positions."""
 
     @abstractmethod
     def read(self, row: int, begin: int, end: int) -> Look:
@@ -65,7 +68,7 @@ class Attention(ABC, Generic[Look]):
     def move(self, source: int, target: int, length: int) -> None:
         """Have the text of a row, of so many tokens, stand in another row, whose text is forgotten."""
         width = bucket(length) * BUCKET  # whole buckets, whatever the order within
-        self._cache[:, target, :, :width] = self._cache[:, source, :, :width]
+        self.cache[:, target, :, :width] = self.cache[:, source, :, :width]
 
     def reserve(self, length: int) -> None:
         """Have room for texts of a length."""
@@ -76,8 +79,8 @@ class Attention(ABC, Generic[Look]):
         shape = (len(self._parts), self._num_rows, 2 * self._num_kv_heads, self._capacity, self._head_size)
         cache = torch.zeros(shape, dtype=self._dtype)
         if before:
-            cache[:, :, :, :before] = self._cache
-        self._cache = cache
+            cache[:, :, :, :before] = self.cache
+        self.cache = cache
 
 
 def make_attention(layout: Layout, *, precision: Precision, num_rows: int) -> Attention[Any]:
@@ -92,6 +95,8 @@ def make_attention(layout: Layout, *, precision: Precision, num_rows: int) -> At
 class FusedAttention(Attention[native.Places]):
     """By `native`, each token by itself."""
 
+    needs_neighbours = False
+
     def __init__(self, library: native.Library, layout: Layout, *, num_rows: int) -> None:
         super().__init__(layout, num_rows=num_rows, dtype=torch.bfloat16)
         self._attend = native.NativeAttention(library, layout)
@@ -104,7 +109,7 @@ class FusedAttention(Attention[native.Places]):
 
     def attend(self, number: int, mixed: torch.Tensor, look: native.Places) -> torch.Tensor:
         scale, window = self._parts[number]
-        return self._attend(self._cache[number], mixed, look, scale=scale, window=window)
+        return self._attend(self.cache[number], mixed, look, scale=scale, window=window)
 
 
 class _Group(NamedTuple):
@@ -137,6 +142,8 @@ class _Groups(NamedTuple):
 class TorchAttention(Attention[_Groups]):
     """By torch's fused attention; neighbouring rows of the same bucket are attended to together."""
 
+    needs_neighbours = True
+
     def __init__(self, layout: Layout, *, num_rows: int, dtype: torch.dtype) -> None:
         super().__init__(layout, num_rows=num_rows, dtype=dtype)
         self._rotary = layout.rotary
@@ -165,7 +172,7 @@ class TorchAttention(Attention[_Groups]):
             turned = mixed[:, :num_turned].view(-1, num_turned, 2, self._head_size // 2)
             torch.addcmul(turned * cosine, turned.flip(-2), sine, out=turned)
         mixed = mixed.to(self._dtype)
-        slots = self._cache[number].view(-1, self._head_size)
+        slots = self.cache[number].view(-1, self._head_size)
         slots.index_copy_(0, look.slots, mixed[:, self._num_heads :].reshape(-1, self._head_size))
         return torch.cat([self._attend_group(number, mixed[group.tokens, : self._num_heads], group) for group in look.groups])
 
@@ -193,7 +200,7 @@ class TorchAttention(Attention[_Groups]):
         scale, window = self._parts[number]
         num_kv_heads, num_queries, num_tokens = self._num_kv_heads, self._num_heads // self._num_kv_heads, group.num_tokens
         split = queries.reshape(-1, num_tokens, num_kv_heads, num_queries, self._head_size).transpose(1, 2)
-        cache = self._cache[number, group.begin : group.end, :, : group.width]
+        cache = self.cache[number, group.begin : group.end, :, : group.width]
         attended = scaled_dot_product_attention(
             split.flatten(2, 3), cache[:, :num_kv_heads], cache[:, num_kv_heads:], attn_mask=group.biases[window], scale=scale
         )

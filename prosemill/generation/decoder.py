@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from transformers.activations import ACT2FN
 
 from prosemill.families.family import IGNORED
+from prosemill.generation import native
 from prosemill.generation.attention import BUCKET, make_attention
 from prosemill.generation.kernels import Product, prepare, prepare_head
 from prosemill.generation.layout import CrossAttention, Layer, Layout
@@ -64,12 +66,15 @@ class Decoder:
         self._encode = layout.encode
         self._embedding = layout.embedding.detach().float()
         self._positions = None if layout.positions is None else layout.positions.detach().float()
-        self._layers = [_prepare_layer(layer, precision) for layer in layout.layers]
+        library = native.load() if precision == "int8" else None
+        self._native = native.NativeLayers(library, layout) if library is not None and native.NativeLayers.takes(layout) else None
+        self._layers = [] if self._native is not None else [_prepare_layer(layer, precision) for layer in layout.layers]
         self._head, self._head_scale = prepare_head(layout.head, precision, layout.norm), layout.head_scale
         self._num_heads, self._head_size = layout.num_heads, layout.head_size
         self._dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         self._encoded: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(num_rows)]
         self._attention = make_attention(layout, precision=precision, num_rows=num_rows)
+        self.needs_neighbours = self._attention.needs_neighbours
         self._attention.reserve(BUCKET)
 
     @torch.inference_mode()
@@ -78,7 +83,7 @@ class Decoder:
 
         Args:
             tokens: Of each row, its last.
-            positions: Where that stands. Rows of the same `bucket` must be neighbours.
+            positions: Where that stands. If `needs_neighbours`, rows of the same `bucket` must be neighbours.
         """
         self._attention.reserve(max(positions) + 1)
         hidden = self._embed(tokens, torch.tensor(positions))
@@ -125,6 +130,9 @@ class Decoder:
 
     def _forward(self, hidden: torch.Tensor, look: Any, rows: Sequence[int]) -> torch.Tensor:
         """Hidden states after the last layer, [tokens, width], of as many tokens of each row."""
+        if self._native is not None:
+            self._native(self._attention.cache, hidden, look)
+            return hidden
         for number, layer in enumerate(self._layers):
             hidden += layer.output(self._attention.attend(number, layer.query_key_value(hidden).float(), look))
             if layer.cross is not None:
@@ -159,7 +167,7 @@ def _prepare_layer(layer: Layer, precision: Precision) -> _Layer:
         cross=None if layer.cross_attention is None else _prepare_cross(layer.cross_attention, precision),
         up=prepare(feed_forward.up, precision, feed_forward.norm),
         is_gated=feed_forward.is_gated,
-        activation=feed_forward.activation,
+        activation=ACT2FN[feed_forward.activation].forward,
         down=prepare(feed_forward.down, precision),
     )
 

@@ -355,7 +355,9 @@ class Engine:
         self._end(request, reason)
 
     def _arrange(self) -> None:
-        """Have rows of the same bucket be neighbours again."""
+        """Have rows of the same bucket be neighbours again, where the decoder needs it."""
+        if not self._decoder.needs_neighbours:
+            return
         wanted = sorted(bucket(self._position(request)) for request in self._running)
         for row, size in enumerate(wanted):
             if bucket(self._position(self._running[row])) != size:

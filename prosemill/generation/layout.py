@@ -63,7 +63,8 @@ class FeedForward:
     up: Matrix
     """If `is_gated`, the gate's matrix stands above it (Shazeer 2020)."""
     is_gated: bool
-    activation: Callable[[torch.Tensor], torch.Tensor]
+    activation: str
+    """As transformers' `ACT2FN` calls it."""
     down: Matrix
 
 

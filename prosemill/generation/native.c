@@ -8,6 +8,7 @@
 
 #include <immintrin.h>
 #include <math.h>
+#include <omp.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -22,15 +23,9 @@ enum {
     LANES = 16,  // outputs that are computed together, side by side in memory
     STEP = 64,   // inputs of a tile
     TILE_ROWS = 16,
+    AHEAD = 2048,  // bytes of levels between those that are asked for and those that are used: a page's end stops the processor's own foresight
     PART = 6,  // blocks that a thread takes at once, so few that those of a small matrix are shared evenly
 };
-
-typedef struct {
-    const uint8_t *levels;    // [blocks of 16 outputs, num_in / 4, 16, 4]: a weight is scale · (level - 128)
-    const float *scales;      // [num_out]
-    const float *bias;        // [num_out], or null
-    int64_t num_in, num_out;  // as the arrays have them: num_in a multiple of 64, num_out of 32
-} Matrix;
 
 typedef struct {
     const float *weight;  // [width], or null for no norm at all
@@ -38,13 +33,24 @@ typedef struct {
     float epsilon;
 } Norm;
 
+// A matrix, behind the norm of its inputs. Its arrays are filled up to 64 inputs and 32 outputs, or multiples of them.
+typedef struct {
+    Norm norm;
+    const uint8_t *levels;  // [blocks of 16 outputs, inputs / 4, 16, 4]: a weight is scale · (level - 128)
+    const float *scales;    // [outputs]
+    const float *bias;      // [outputs], or null
+    int64_t num_in, num_out;
+} Matrix;
+
 // Rows of inputs as whole numbers.
 typedef struct {
     int8_t *high, *low;  // [num_rows, num_in]
     float *scales;       // [num_rows]
     int32_t *sums;       // [num_rows, 2], of the highs and of the lows
-    int64_t num_rows, num_in;
+    int64_t num_rows, num_in;  // inputs of a row with what fills them up
 } Inputs;
+
+static int64_t filled(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
 INLINE __mmask16 first(int64_t count) { return count >= LANES ? 0xffff : (__mmask16)((1u << (count > 0 ? count : 0)) - 1); }
 
@@ -75,8 +81,10 @@ TARGET static void measure(const float *row, int64_t width, const Norm *norm, fl
     *factor = 1 / sqrtf(_mm512_reduce_add_ps(squares) / width + norm->epsilon);
 }
 
-// Row `number` of the inputs, from `row` of `width` numbers.
-TARGET static void round_row(const float *row, int64_t width, const Norm *norm, Inputs *inputs, int64_t number) {
+// Row `number` of a matrix's inputs.
+TARGET static void round_row(const float *row, const Matrix *matrix, const Inputs *inputs, int64_t number) {
+    const Norm *norm = &matrix->norm;
+    int64_t width = matrix->num_in;
     float shift, factor;
     measure(row, width, norm, &shift, &factor);
     __m512 shifts = _mm512_set1_ps(shift), factors = _mm512_set1_ps(factor), largest = _mm512_setzero_ps();
@@ -107,29 +115,33 @@ INLINE __m512i four(const int8_t *inputs) {
     return _mm512_set1_epi32(bytes);
 }
 
-// 16 outputs of a row: the sums of highs and lows by levels, of which 128 is 0, joined and multiplied by the scales.
-INLINE void put(const Matrix *matrix, const Inputs *inputs, int64_t block, int64_t row, __m512i high, __m512i low, float *out,
-                int64_t num_out) {
+// 16 outputs of a row: the sums of highs and lows by levels, of which 128 is 0, joined and multiplied by the scales. If `adds`, what is there
+// already is added.
+INLINE void put(const Matrix *matrix, const Inputs *inputs, int64_t block, int64_t row, __m512i high, __m512i low, float *out, int adds) {
     int64_t begin = block * LANES;
+    __mmask16 mask = first(matrix->num_out - begin);
     high = _mm512_sub_epi32(high, _mm512_set1_epi32(128 * inputs->sums[2 * row]));
     low = _mm512_sub_epi32(low, _mm512_set1_epi32(128 * inputs->sums[2 * row + 1]));
     __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256), _mm512_cvtepi32_ps(low));
     sum = _mm512_mul_ps(sum, _mm512_mul_ps(_mm512_set1_ps(inputs->scales[row]), _mm512_loadu_ps(matrix->scales + begin)));
     if (matrix->bias) sum = _mm512_add_ps(sum, _mm512_loadu_ps(matrix->bias + begin));
-    _mm512_mask_storeu_ps(out + row * num_out + begin, first(num_out - begin), sum);
+    out += row * matrix->num_out + begin;
+    if (adds) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum);
+    _mm512_mask_storeu_ps(out, mask, sum);
 }
 
 // A block of 16 outputs of rows [row, row + count), whose sums are kept in `ways` parts for the processor to work on at once. Both are
 // constants where this is called.
 INLINE void block_of_rows(const Matrix *matrix, const Inputs *inputs, int64_t block, int64_t row, int count, int ways, float *out,
-                          int64_t num_out) {
-    int64_t num_in = matrix->num_in;
+                          int adds) {
+    int64_t num_in = inputs->num_in;
     const uint8_t *levels = matrix->levels + block * num_in * LANES;
     __m512i high[4][4], low[4][4];
     for (int r = 0; r < count; r++)
         for (int way = 0; way < ways; way++) high[r][way] = low[r][way] = _mm512_setzero_si512();
     for (int64_t k = 0; k < num_in; k += 4 * ways)
         for (int way = 0; way < ways; way++) {
+            _mm_prefetch(levels + (k + 4 * way) * LANES + AHEAD, _MM_HINT_T0);
             __m512i weights = _mm512_loadu_si512(levels + (k + 4 * way) * LANES);
             for (int r = 0; r < count; r++) {
                 int64_t at = (row + r) * num_in + k + 4 * way;
@@ -142,16 +154,16 @@ INLINE void block_of_rows(const Matrix *matrix, const Inputs *inputs, int64_t bl
             high[r][0] = _mm512_add_epi32(high[r][0], high[r][way]);
             low[r][0] = _mm512_add_epi32(low[r][0], low[r][way]);
         }
-        put(matrix, inputs, block, row + r, high[r][0], low[r][0], out, num_out);
+        put(matrix, inputs, block, row + r, high[r][0], low[r][0], out, adds);
     }
 }
 
 // A block of 16 outputs of all rows.
-TARGET static void multiply(const Matrix *matrix, const Inputs *inputs, int64_t block, float *out, int64_t num_out) {
+TARGET static void multiply(const Matrix *matrix, const Inputs *inputs, int64_t block, float *out, int adds) {
     int64_t row = 0;
-    for (; row + 4 <= inputs->num_rows; row += 4) block_of_rows(matrix, inputs, block, row, 4, 1, out, num_out);
-    for (; row + 2 <= inputs->num_rows; row += 2) block_of_rows(matrix, inputs, block, row, 2, 2, out, num_out);
-    if (row < inputs->num_rows) block_of_rows(matrix, inputs, block, row, 1, 4, out, num_out);
+    for (; row + 4 <= inputs->num_rows; row += 4) block_of_rows(matrix, inputs, block, row, 4, 1, out, adds);
+    for (; row + 2 <= inputs->num_rows; row += 2) block_of_rows(matrix, inputs, block, row, 2, 2, out, adds);
+    if (row < inputs->num_rows) block_of_rows(matrix, inputs, block, row, 1, 4, out, adds);
 }
 
 // The same with AMX, for many rows: 16 of them and two blocks at once, each a tile.
@@ -182,8 +194,8 @@ TARGET_AMX static void configure_tiles(int64_t num_rows) {
 
 // Two blocks of rows [row, row + num_rows), 16 at most.
 TARGET_AMX static void multiply_tiles(const Matrix *matrix, const Inputs *inputs, int64_t block, int64_t row, int64_t num_rows, float *out,
-                                      int64_t num_out) {
-    int64_t num_in = matrix->num_in;
+                                      int adds) {
+    int64_t num_in = inputs->num_in;
     const uint8_t *levels = matrix->levels + block * num_in * LANES, *others = levels + num_in * LANES, *next = others + num_in * LANES;
     const int8_t *high = inputs->high + row * num_in, *low = inputs->low + row * num_in;
     int32_t sums[4][TILE_ROWS][LANES];
@@ -209,16 +221,16 @@ TARGET_AMX static void multiply_tiles(const Matrix *matrix, const Inputs *inputs
     for (int64_t r = 0; r < num_rows; r++)
         for (int64_t half = 0; half < 2; half++) {
             __m512i above = _mm512_loadu_si512(sums[2 * half][r]), below = _mm512_loadu_si512(sums[2 * half + 1][r]);
-            put(matrix, inputs, block + half, row + r, above, below, out, num_out);
+            put(matrix, inputs, block + half, row + r, above, below, out, adds);
         }
 }
 
 TARGET_AMX static void multiply_with_tiles(const Matrix *matrix, const Inputs *inputs, int64_t begin, int64_t end, float *out,
-                                           int64_t num_out) {
+                                           int adds) {
     for (int64_t row = 0; row < inputs->num_rows; row += TILE_ROWS) {
         int64_t num_rows = inputs->num_rows - row < TILE_ROWS ? inputs->num_rows - row : TILE_ROWS;
         configure_tiles(num_rows);
-        for (int64_t block = begin; block < end; block += 2) multiply_tiles(matrix, inputs, block, row, num_rows, out, num_out);
+        for (int64_t block = begin; block < end; block += 2) multiply_tiles(matrix, inputs, block, row, num_rows, out, adds);
     }
     _tile_release();
 }
@@ -229,31 +241,41 @@ int64_t request_amx(void) {
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
-static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+static int64_t bytes_of_inputs(int64_t num_rows, int64_t num_in) {
+    return 2 * filled(num_rows * filled(num_in, STEP), 64) + 2 * filled(num_rows * 8, 64);
+}
 
-// out [num_rows, num_out] = norm(hidden [num_rows, width]) · matrix. Returns whether there was memory for it.
-int64_t product(const float *hidden, int64_t num_rows, int64_t width, const Norm *norm, const Matrix *matrix, float *out, int64_t num_out,
-                int64_t fewest_rows_of_tiles, int64_t num_threads) {
-    int64_t num_in = matrix->num_in, of_half = aligned(num_rows * num_in), of_rows = aligned(num_rows * 8);
-    char *memory = aligned_alloc(64, 2 * of_half + 2 * of_rows);
-    if (!memory) return 0;
-    Inputs inputs = {.high = (int8_t *)memory, .low = (int8_t *)memory + of_half, .scales = (float *)(memory + 2 * of_half),
-                     .sums = (int32_t *)(memory + 2 * of_half + of_rows), .num_rows = num_rows, .num_in = num_in};
-    int64_t num_blocks = matrix->num_out / LANES;
-    int with_tiles = num_rows >= fewest_rows_of_tiles;
-#pragma omp parallel num_threads(num_threads)
-    {
+static Inputs inputs_in(char *memory, int64_t num_rows, int64_t num_in) {
+    num_in = filled(num_in, STEP);
+    int64_t of_half = filled(num_rows * num_in, 64), of_rows = filled(num_rows * 8, 64);
+    return (Inputs){.high = (int8_t *)memory, .low = (int8_t *)memory + of_half, .scales = (float *)(memory + 2 * of_half),
+                    .sums = (int32_t *)(memory + 2 * of_half + of_rows), .num_rows = num_rows, .num_in = num_in};
+}
+
+// What all threads of a parallel region do together: out [num_rows, outputs] = norm(rows) · matrix, or out += that. A row begins `stride`
+// numbers after the one before it. `memory` is that of the inputs.
+static void multiply_rows(const float *rows, int64_t num_rows, int64_t stride, const Matrix *matrix, float *out, int adds,
+                          int64_t fewest_rows_of_tiles, char *memory) {
+    Inputs inputs = inputs_in(memory, num_rows, matrix->num_in);
+    int64_t num_blocks = filled(matrix->num_out, 2 * LANES) / LANES;
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < num_rows; row++) round_row(hidden + row * width, width, norm, &inputs, row);
-        if (with_tiles) {
+    for (int64_t row = 0; row < num_rows; row++) round_row(rows + row * stride, matrix, &inputs, row);
+    if (num_rows >= fewest_rows_of_tiles) {
 #pragma omp for schedule(static)
-            for (int64_t part = 0; part < num_blocks; part += PART)
-                multiply_with_tiles(matrix, &inputs, part, part + PART < num_blocks ? part + PART : num_blocks, out, num_out);
-        } else {
+        for (int64_t part = 0; part < num_blocks; part += PART)
+            multiply_with_tiles(matrix, &inputs, part, part + PART < num_blocks ? part + PART : num_blocks, out, adds);
+    } else {
 #pragma omp for schedule(static)
-            for (int64_t block = 0; block < num_blocks; block++) multiply(matrix, &inputs, block, out, num_out);
-        }
+        for (int64_t block = 0; block < num_blocks; block++) multiply(matrix, &inputs, block, out, adds);
     }
+}
+
+// out [num_rows, outputs] = norm(hidden [num_rows, inputs]) · matrix. Returns whether there was memory for it.
+int64_t product(const float *hidden, int64_t num_rows, const Matrix *matrix, float *out, int64_t fewest_rows_of_tiles, int64_t num_threads) {
+    char *memory = aligned_alloc(64, bytes_of_inputs(num_rows, matrix->num_in));
+    if (!memory) return 0;
+#pragma omp parallel num_threads(num_threads)
+    multiply_rows(hidden, num_rows, matrix->num_in, matrix, out, 0, fewest_rows_of_tiles, memory);
     free(memory);
     return 1;
 }
@@ -264,8 +286,16 @@ typedef struct {
     const float *cosines;    // [positions, head size], or null where nothing is turned
     const float *sines;
     const float *distances;  // [heads, num_distances], added to the scores by how far back a key is; or null
+    float scale;             // of the scores
+    int64_t window;          // keys that a token sees at most; 0 for all before it
     int64_t num_heads, num_kv_heads, head_size, capacity, num_distances;
 } Attention;
+
+// Where tokens stand: each one's row of the cache, and its position.
+typedef struct {
+    const int64_t *rows, *positions;
+    int64_t num_tokens;
+} Places;
 
 // 16 numbers of bf16.
 INLINE __m512 widened(const uint16_t *numbers, __mmask16 mask) {
@@ -301,7 +331,7 @@ TARGET static void turn(float *head, const float *cosines, const float *sines, i
 }
 
 // Scores of all keys from `begin`, a multiple of 16, to `end`, for `count` queries that follow each other: a constant where this is called.
-INLINE void score(const Attention *attention, const float *queries, const uint16_t *keys, int64_t begin, int64_t end, int count, float scale,
+INLINE void score(const Attention *attention, const float *queries, const uint16_t *keys, int64_t begin, int64_t end, int count,
                   float *scores) {
     int64_t size = attention->head_size, capacity = attention->capacity;
     for (int64_t key = begin; key < end; key += LANES) {
@@ -319,7 +349,7 @@ INLINE void score(const Attention *attention, const float *queries, const uint16
             for (int q = 0; q < count; q++) even[q] = _mm512_fmadd_ps(_mm512_set1_ps(queries[q * size + size - 1]), last, even[q]);
         }
         for (int q = 0; q < count; q++)
-            _mm512_storeu_ps(scores + q * capacity + key, _mm512_mul_ps(_mm512_add_ps(even[q], odd[q]), _mm512_set1_ps(scale)));
+            _mm512_storeu_ps(scores + q * capacity + key, _mm512_mul_ps(_mm512_add_ps(even[q], odd[q]), _mm512_set1_ps(attention->scale)));
     }
 }
 
@@ -370,9 +400,9 @@ INLINE void mix(const Attention *attention, const uint16_t *values, const float 
 
 // `count` heads from `head` on that share their keys. `scores` has room for the capacity of each.
 INLINE void attend_heads(const Attention *attention, const float *queries, const uint16_t *keys, int64_t head, int64_t begin, int64_t end,
-                         int count, float scale, float *scores, float *out) {
+                         int count, float *scores, float *out) {
     float totals[4];
-    score(attention, queries, keys, begin / LANES * LANES, end, count, scale, scores);
+    score(attention, queries, keys, begin / LANES * LANES, end, count, scores);
     for (int q = 0; q < count; q++) totals[q] = weigh(attention, head + q, begin, end, scores + q * attention->capacity);
     const uint16_t *values = keys + attention->num_kv_heads * attention->capacity * attention->head_size;
     mix(attention, values, scores, begin, end, count, totals, out);
@@ -380,15 +410,15 @@ INLINE void attend_heads(const Attention *attention, const float *queries, const
 
 // All heads of a key head: `mixed` and `out` are a token's.
 TARGET static void attend_head(const Attention *attention, const float *mixed, const uint16_t *keys, int64_t kv_head, int64_t begin,
-                               int64_t end, float scale, float *scores, float *out) {
+                               int64_t end, float *scores, float *out) {
     int64_t num_queries = attention->num_heads / attention->num_kv_heads, left = num_queries, size = attention->head_size;
     for (int64_t head = kv_head * num_queries; left > 0; head += 4, left -= 4) {
         const float *queries = mixed + head * size;
         switch (left) {
-            case 1: attend_heads(attention, queries, keys, head, begin, end, 1, scale, scores, out + head * size); break;
-            case 2: attend_heads(attention, queries, keys, head, begin, end, 2, scale, scores, out + head * size); break;
-            case 3: attend_heads(attention, queries, keys, head, begin, end, 3, scale, scores, out + head * size); break;
-            default: attend_heads(attention, queries, keys, head, begin, end, 4, scale, scores, out + head * size);
+            case 1: attend_heads(attention, queries, keys, head, begin, end, 1, scores, out + head * size); break;
+            case 2: attend_heads(attention, queries, keys, head, begin, end, 2, scores, out + head * size); break;
+            case 3: attend_heads(attention, queries, keys, head, begin, end, 3, scores, out + head * size); break;
+            default: attend_heads(attention, queries, keys, head, begin, end, 4, scores, out + head * size);
         }
     }
 }
@@ -408,29 +438,127 @@ TARGET static void keep(const Attention *attention, float *mixed, int64_t row, i
     }
 }
 
-// out [tokens, heads · head size] of mixed [tokens, heads + 2 · key heads, head size], which is changed. A token of `rows[i]` stands at
-// `positions[i]` and sees `window` keys at most, or all if that is 0. Returns whether there was memory for it.
-int64_t attend(const Attention *attention, float *mixed, int64_t num_tokens, const int64_t *rows, const int64_t *positions, float scale,
-               int64_t window, float *out, int64_t num_threads) {
+static int64_t bytes_of_scores(const Attention *attention, int64_t num_threads) {
+    return filled(num_threads * 4 * attention->capacity * sizeof(float), 64);
+}
+
+// What all threads of a parallel region do together: as `attend`. `scores` has room for those of each thread.
+static void attend_places(const Attention *attention, float *mixed, const Places *places, float *scores, float *out) {
     int64_t size = attention->head_size, num_heads = attention->num_heads, num_kv_heads = attention->num_kv_heads;
-    int64_t width = (num_heads + 2 * num_kv_heads) * size, is_whole = 1;
-#pragma omp parallel num_threads(num_threads) reduction(&& : is_whole)
-    {
-        float *scores = malloc(4 * attention->capacity * sizeof *scores);
-        is_whole = scores != NULL;
+    int64_t width = (num_heads + 2 * num_kv_heads) * size;
+    scores += omp_get_thread_num() * 4 * attention->capacity;
 #pragma omp for schedule(static)
-        for (int64_t token = 0; token < num_tokens; token++) keep(attention, mixed + token * width, rows[token], positions[token]);
-#pragma omp for schedule(static)
-        for (int64_t part = 0; part < num_tokens * num_kv_heads; part++) {
-            int64_t token = part / num_kv_heads, kv_head = part % num_kv_heads, end = positions[token] + 1;
-            int64_t begin = window && end > window ? end - window : 0;
-            const uint16_t *keys = attention->cache + (rows[token] * 2 * num_kv_heads + kv_head) * attention->capacity * size;
-            if (scores)
-                attend_head(attention, mixed + token * width, keys, kv_head, begin, end, scale, scores, out + token * num_heads * size);
-        }
-        free(scores);
+    for (int64_t token = 0; token < places->num_tokens; token++)
+        keep(attention, mixed + token * width, places->rows[token], places->positions[token]);
+#pragma omp for schedule(static, 1)  // a thread's tokens are early and late ones, which see few keys and many
+    for (int64_t part = 0; part < places->num_tokens * num_kv_heads; part++) {
+        int64_t token = part / num_kv_heads, kv_head = part % num_kv_heads, end = places->positions[token] + 1;
+        int64_t begin = attention->window && end > attention->window ? end - attention->window : 0;
+        const uint16_t *keys = attention->cache + (places->rows[token] * 2 * num_kv_heads + kv_head) * attention->capacity * size;
+        attend_head(attention, mixed + token * width, keys, kv_head, begin, end, scores, out + token * num_heads * size);
     }
-    return is_whole;
+}
+
+// out [tokens, heads · head size] of mixed [tokens, heads + 2 · key heads, head size], which is changed. Returns whether there was memory.
+int64_t attend(const Attention *attention, float *mixed, const Places *places, float *out, int64_t num_threads) {
+    float *scores = aligned_alloc(64, bytes_of_scores(attention, num_threads));
+    if (!scores) return 0;
+#pragma omp parallel num_threads(num_threads)
+    attend_places(attention, mixed, places, scores, out);
+    free(scores);
+    return 1;
+}
+
+typedef enum { RELU, SILU, GELU, GELU_BY_TANH } Activation;
+
+// A layer of a decoder: attention, then what looks at each token alone.
+typedef struct {
+    Matrix query_key_value, output, up, down;
+    float scale;
+    int64_t window;
+    int64_t is_gated;  // the upper half of what `up` makes is activated, and multiplied by the lower one
+    int64_t activation;
+} Layer;
+
+// x · 1 / (1 + e^-y)
+INLINE __m512 times_logistic(__m512 x, __m512 y) {
+    __m512 power = exponential(_mm512_min_ps(_mm512_set1_ps(110), _mm512_sub_ps(_mm512_setzero_ps(), y)));
+    return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1), power));
+}
+
+// x · half of what is left of the error function beyond |x| / √2, by Abramowitz and Stegun's 7.1.26, which is at most 1.5e-7 off.
+INLINE __m512 times_tail(__m512 x) {
+    __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.7071067812f));
+    __m512 t = _mm512_div_ps(_mm512_set1_ps(1), _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), _mm512_set1_ps(1)));
+    __m512 sum = _mm512_set1_ps(1.061405429f);
+    const float coefficients[] = {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f, 0};
+    for (int i = 0; i < 5; i++) sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(coefficients[i]));
+    sum = _mm512_mul_ps(sum, exponential(_mm512_mul_ps(_mm512_sub_ps(_mm512_setzero_ps(), z), z)));
+    return _mm512_mul_ps(_mm512_mul_ps(x, sum), _mm512_set1_ps(0.5f));
+}
+
+INLINE __m512 activated(__m512 x, Activation activation) {
+    __m512 zero = _mm512_setzero_ps(), cube;
+    switch (activation) {
+        case RELU: return _mm512_max_ps(zero, x);
+        case SILU: return times_logistic(x, x);
+        case GELU: return _mm512_add_ps(_mm512_max_ps(zero, x), times_tail(_mm512_sub_ps(zero, _mm512_abs_ps(x))));
+        default:
+            cube = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
+            return times_logistic(x, _mm512_mul_ps(_mm512_set1_ps(1.595769122f), _mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715f), x)));
+    }
+}
+
+// What `up` made of a token, in its place.
+TARGET static void activate(const Layer *layer, float *row) {
+    int64_t width = layer->down.num_in;
+    for (int64_t i = 0; i < width; i += LANES) {
+        __mmask16 mask = first(width - i);
+        __m512 x = activated(_mm512_maskz_loadu_ps(mask, row + i), layer->activation);
+        if (layer->is_gated) x = _mm512_mul_ps(x, _mm512_maskz_loadu_ps(mask, row + width + i));
+        _mm512_mask_storeu_ps(row + i, mask, x);
+    }
+}
+
+// What all threads of a parallel region do together: hidden [tokens, width] after a layer, each part of which adds to it. The other arrays have
+// room for what lies between.
+static void pass_layer(const Layer *layer, const Attention *attention, const Places *places, float *hidden, float *mixed, float *attended,
+                       float *scores, char *memory, int64_t fewest_rows_of_tiles) {
+    int64_t num_tokens = places->num_tokens, width = layer->query_key_value.num_in;
+    multiply_rows(hidden, num_tokens, width, &layer->query_key_value, mixed, 0, fewest_rows_of_tiles, memory);
+    attend_places(attention, mixed, places, scores, attended);
+    multiply_rows(attended, num_tokens, layer->output.num_in, &layer->output, hidden, 1, fewest_rows_of_tiles, memory);
+    multiply_rows(hidden, num_tokens, width, &layer->up, mixed, 0, fewest_rows_of_tiles, memory);
+#pragma omp for schedule(static)
+    for (int64_t token = 0; token < num_tokens; token++) activate(layer, mixed + token * layer->up.num_out);
+    multiply_rows(mixed, num_tokens, layer->up.num_out, &layer->down, hidden, 1, fewest_rows_of_tiles, memory);
+}
+
+static int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Hidden states [tokens, width] after all layers, in their place. `attention` is that of the first layer; the cache of each lies `of_layer`
+// numbers after that of the one before it. All layers are of one size. Returns whether there was memory for it.
+int64_t forward(const Layer *layers, int64_t num_layers, const Attention *attention, int64_t of_layer, const Places *places, float *hidden,
+                int64_t fewest_rows_of_tiles, int64_t num_threads) {
+    int64_t num_tokens = places->num_tokens, widest = greater(layers->up.num_out, layers->query_key_value.num_out);
+    int64_t of_mixed = filled(num_tokens * widest * sizeof(float), 64);
+    int64_t of_attended = filled(num_tokens * layers->output.num_in * sizeof(float), 64);
+    int64_t of_scores = bytes_of_scores(attention, num_threads);
+    int64_t of_inputs = bytes_of_inputs(num_tokens, greater(layers->down.num_in, greater(layers->up.num_in, layers->output.num_in)));
+    char *memory = aligned_alloc(64, of_mixed + of_attended + of_scores + of_inputs);
+    if (!memory) return 0;
+    float *mixed = (float *)memory, *attended = (float *)(memory + of_mixed), *scores = (float *)(memory + of_mixed + of_attended);
+    char *inputs = memory + of_mixed + of_attended + of_scores;
+#pragma omp parallel num_threads(num_threads)
+    for (int64_t number = 0; number < num_layers; number++) {
+        Attention own = *attention;
+        own.cache += number * of_layer;
+        own.scale = layers[number].scale;
+        own.window = layers[number].window;
+        pass_layer(layers + number, &own, places, hidden, mixed, attended, scores, inputs, fewest_rows_of_tiles);
+    }
+    free(memory);
+    return 1;
 }
 
 // How rows draw their tokens.

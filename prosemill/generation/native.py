@@ -1,19 +1,22 @@
-"""`native.c`, compiled at its first use and called: products, attention and draws, for AVX-512 VNNI and where there is a C compiler.
+"""`native.c`, compiled at its first use and called: layers, and their parts, and draws, for AVX-512 VNNI and where there is a C compiler.
 
-    if load() is not None:
-        product = NativeProduct(matrix, norm)
+    if (library := load()) is not None:
+        product = NativeProduct(library, matrix, norm)
         output = product(hidden)             # [rows, in] to [rows, out], fp32
 
 What it computes is the same to the bit whatever rows stand beside each other, with any number of threads.
 """
 
 import hashlib
+import math
+import mmap
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from ctypes import CDLL, Structure, byref, c_double, c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +27,7 @@ import torch
 
 from prosemill.console import say
 from prosemill.errors import first_line
-from prosemill.generation.layout import Layout, Matrix, Norm
+from prosemill.generation.layout import Layer, Layout, Matrix, Norm
 
 SOURCE = Path(__file__).with_suffix(".c")
 COMPILER = "gcc"  # its OpenMP is the one that torch brings along
@@ -38,20 +41,39 @@ MOST_IN = 2**16
 FEWEST_ROWS_OF_TILES = 5
 """For so many rows AMX is faster."""
 NEVER = 2**62
-
-
-class _Matrix(Structure):
-    _fields_ = (("levels", c_void_p), ("scales", c_void_p), ("bias", c_void_p), ("num_in", c_int64), ("num_out", c_int64))
+REGION = 2**26
+"""Bytes that are mapped at once for a model's weights."""
 
 
 class _Norm(Structure):
     _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("epsilon", c_float))
 
 
+class _Matrix(Structure):
+    _fields_ = (
+        ("norm", _Norm),
+        *((name, c_void_p) for name in ("levels", "scales", "bias")),
+        *((name, c_int64) for name in ("num_in", "num_out")),
+    )
+
+
 class _Attention(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("cache", "cosines", "sines", "distances")),
-        *((name, c_int64) for name in ("num_heads", "num_kv_heads", "head_size", "capacity", "num_distances")),
+        ("scale", c_float),
+        *((name, c_int64) for name in ("window", "num_heads", "num_kv_heads", "head_size", "capacity", "num_distances")),
+    )
+
+
+class _Places(Structure):
+    _fields_ = (("rows", c_void_p), ("positions", c_void_p), ("num_tokens", c_int64))
+
+
+class _Layer(Structure):
+    _fields_ = (
+        *((name, _Matrix) for name in ("query_key_value", "output", "up", "down")),
+        ("scale", c_float),
+        *((name, c_int64) for name in ("window", "is_gated", "activation")),
     )
 
 
@@ -83,8 +105,9 @@ def load() -> Library | None:
         say(f"{SOURCE.name} does not compile, so that the engine takes slower kernels: {first_line(reason)}")
         return None
     pointer = c_void_p
-    functions.product.argtypes = (pointer, c_int64, c_int64, pointer, pointer, pointer, c_int64, c_int64, c_int64)
-    functions.attend.argtypes = (pointer, pointer, c_int64, pointer, pointer, c_float, c_int64, pointer, c_int64)
+    functions.product.argtypes = (pointer, c_int64, pointer, pointer, c_int64, c_int64)
+    functions.attend.argtypes = (pointer, pointer, pointer, pointer, c_int64)
+    functions.forward.argtypes = (pointer, c_int64, pointer, c_int64, pointer, pointer, c_int64, c_int64)
     functions.choose.argtypes = (pointer, c_int64, c_int64, pointer, pointer, c_int64)
     has_tiles = torch.cpu._is_amx_tile_supported() and functions.request_amx()
     return Library(functions, FEWEST_ROWS_OF_TILES if has_tiles else NEVER)
@@ -111,51 +134,71 @@ def _compile(compiler: str) -> Path:
     return library
 
 
+class Pages:
+    """Memory handed out piece by piece, in large pages if the system has any: a step reads all weights, and faster from such."""
+
+    def __init__(self, region: int = 0) -> None:
+        """None at first.
+
+        Args:
+            region: Bytes to map at once, if more than are asked for. What is not used of them takes no memory.
+        """
+        self._region, self._left = region, torch.empty(0, dtype=torch.uint8)
+
+    def take(self, *shape: int) -> torch.Tensor:
+        """Bytes of a shape."""
+        size = math.prod(shape)
+        if size > len(self._left):
+            region = mmap.mmap(-1, max(size, self._region))
+            with suppress(OSError):
+                region.madvise(mmap.MADV_HUGEPAGE)
+            self._left = torch.frombuffer(region, dtype=torch.uint8)
+        taken, self._left = self._left[:size], self._left[size:]
+        return taken.view(shape)
+
+
 class NativeProduct:
     """A matrix of 8 bits, behind a norm if one is given, whose inputs are rounded to 16 bits."""
 
-    def __init__(self, library: Library, matrix: Matrix, norm: Norm | None) -> None:
-        self._library, (self._num_out, self._num_in) = library, matrix.weight.shape
-        assert self._num_in <= MOST_IN
-        levels, scales = _packed(matrix.weight.detach().float())
+    def __init__(self, library: Library, matrix: Matrix, norm: Norm | None, pages: Pages | None = None) -> None:
+        """Prepare a matrix.
+
+        Args:
+            library: Of the functions.
+            matrix: What is multiplied by.
+            norm: Of the inputs.
+            pages: Where to hold it, beside those that are read before and after it.
+        """
+        self._library, (self._num_out, num_in) = library, matrix.weight.shape
+        assert num_in <= MOST_IN
+        levels, scales = _packed(matrix.weight.detach().float(), pages or Pages())
         bias = None if matrix.bias is None else _filled(matrix.bias, len(scales))
-        self._tensors = [levels, scales, bias]
-        self._matrix = _Matrix(*map(_pointer, self._tensors), levels.shape[1] * levels.shape[3], len(scales))
-        self._norm = _Norm()
-        if norm is not None:
-            weights = [None if each is None else each.detach().float().contiguous() for each in (norm.weight, norm.bias)]
-            self._tensors += weights
-            self._norm = _Norm(*map(_pointer, weights), norm.epsilon)
+        weights = (None, None) if norm is None else (norm.weight, norm.bias)
+        of_norm = [None if each is None else each.detach().float().contiguous() for each in weights]
+        self._tensors = (*of_norm, levels, scales, bias)
+        norm_struct = _Norm(*map(_pointer, of_norm), 0 if norm is None else norm.epsilon)
+        self.struct = _Matrix(norm_struct, *map(_pointer, (levels, scales, bias)), num_in, self._num_out)
+        """As the source takes it."""
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, in] to [rows, out], both fp32."""
         hidden = hidden.float().contiguous()
         num_rows = hidden.shape[0]  # `len` takes as long as half of a small product
         out = torch.empty(num_rows, self._num_out)
-        is_done = self._library.functions.product(
-            hidden.data_ptr(),
-            num_rows,
-            self._num_in,
-            byref(self._norm),
-            byref(self._matrix),
-            out.data_ptr(),
-            self._num_out,
-            self._library.fewest_rows_of_tiles,
-            torch.get_num_threads(),
-        )
-        if not is_done:
+        tiles, num_threads = self._library.fewest_rows_of_tiles, torch.get_num_threads()
+        if not self._library.functions.product(hidden.data_ptr(), num_rows, byref(self.struct), out.data_ptr(), tiles, num_threads):
             raise MemoryError
         return out
 
 
-def _packed(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _packed(weight: torch.Tensor, pages: Pages) -> tuple[torch.Tensor, torch.Tensor]:
     """Levels [blocks, in / 4, LANES, 4] and scales [out] of a matrix, filled up."""
     num_out, num_in = weight.shape
     scales = weight.abs().amax(dim=1).clamp_(min=torch.finfo(torch.float32).tiny).div_(ZERO - 1)
     levels = torch.full((-(-num_out // NUM_OUT) * NUM_OUT, -(-num_in // NUM_IN) * NUM_IN), ZERO, dtype=torch.uint8)
     levels[:num_out, :num_in] = torch.round(weight / scales[:, None]).add_(ZERO).to(torch.uint8)
-    packed = levels.view(len(levels) // LANES, LANES, -1, 4).transpose(1, 2).contiguous()
-    return packed, _filled(scales, len(levels))
+    blocks = levels.view(len(levels) // LANES, LANES, -1, 4).transpose(1, 2)
+    return pages.take(*blocks.shape).copy_(blocks), _filled(scales, len(levels))
 
 
 def _filled(numbers: torch.Tensor, size: int) -> torch.Tensor:
@@ -174,6 +217,10 @@ class Places(NamedTuple):
     rows: torch.Tensor
     positions: torch.Tensor
 
+    def struct(self) -> _Places:
+        """As the source takes it, which holds no reference to the tensors."""
+        return _Places(self.rows.data_ptr(), self.positions.data_ptr(), self.rows.shape[0])
+
 
 class NativeAttention:
     """Self-attention over a cache in bf16, [rows, 2 · key heads, capacity, head size]: keys, then values."""
@@ -184,6 +231,11 @@ class NativeAttention:
         self._tables = [None if table is None else table.detach().float().contiguous() for table in tables]
         self._num_heads, self._num_kv_heads, self._head_size = layout.num_heads, layout.num_kv_heads, layout.head_size
         self._num_distances = 0 if layout.distances is None else layout.distances.shape[1]
+
+    def struct(self, cache: torch.Tensor, *, scale: float = 1, window: int | None = None) -> _Attention:
+        """As the source takes it."""
+        sizes = (self._num_heads, self._num_kv_heads, self._head_size, cache.shape[-2], self._num_distances)
+        return _Attention(cache.data_ptr(), *map(_pointer, self._tables), scale, window or 0, *sizes)
 
     def __call__(self, cache: torch.Tensor, mixed: torch.Tensor, places: Places, *, scale: float, window: int | None) -> torch.Tensor:
         """What tokens find, [tokens, heads · head size], once their own keys and values are in the cache.
@@ -197,25 +249,68 @@ class NativeAttention:
         """
         assert mixed.is_contiguous()
         assert mixed.dtype == torch.float32
-        sizes = (self._num_heads, self._num_kv_heads, self._head_size, cache.shape[2], self._num_distances)
-        layout = _Attention(cache.data_ptr(), *map(_pointer, self._tables), *sizes)
-        num_tokens = mixed.shape[0]
-        out = torch.empty(num_tokens, self._num_heads * self._head_size)
-        rows, positions = places
-        is_done = self._library.functions.attend(
-            byref(layout),
-            mixed.data_ptr(),
-            num_tokens,
-            rows.data_ptr(),
-            positions.data_ptr(),
-            scale,
-            window or 0,
-            out.data_ptr(),
+        out = torch.empty(mixed.shape[0], self._num_heads * self._head_size)
+        attention = self.struct(cache, scale=scale, window=window)
+        num_threads = torch.get_num_threads()
+        if not self._library.functions.attend(byref(attention), mixed.data_ptr(), byref(places.struct()), out.data_ptr(), num_threads):
+            raise MemoryError
+        return out
+
+
+ACTIVATIONS = {"relu": 0, "silu": 1, "swish": 1, "gelu": 2, "gelu_new": 3, "gelu_pytorch_tanh": 3}
+"""By transformers' names, as in the source."""
+
+
+class NativeLayers:
+    """All layers of a decoder in one call, their weights as in `NativeProduct`. One that attends to an encoder has none."""
+
+    @staticmethod
+    def takes(layout: Layout) -> bool:
+        """Whether the source knows all that a model does."""
+        return all(layer.cross_attention is None and layer.feed_forward.activation in ACTIVATIONS for layer in layout.layers)
+
+    def __init__(self, library: Library, layout: Layout) -> None:
+        self._library, self._attention = library, NativeAttention(library, layout)
+        self._products: list[NativeProduct] = []
+        self._pages = Pages(REGION)
+        self._layers = (_Layer * len(layout.layers))(*map(self._struct, layout.layers))
+
+    def _struct(self, layer: Layer) -> _Layer:
+        attention, feed_forward = layer.attention, layer.feed_forward
+        matrices = (
+            (attention.query_key_value, attention.norm),
+            (attention.output, None),
+            (feed_forward.up, feed_forward.norm),
+            (feed_forward.down, None),
+        )
+        products = [NativeProduct(self._library, matrix, norm, self._pages) for matrix, norm in matrices]
+        self._products += products
+        activation = ACTIVATIONS[feed_forward.activation]
+        structs = [product.struct for product in products]
+        return _Layer(*structs, attention.scale, attention.window or 0, feed_forward.is_gated, activation)
+
+    def __call__(self, cache: torch.Tensor, hidden: torch.Tensor, places: Places) -> None:
+        """Take hidden states [tokens, width], fp32, through all layers, in their place.
+
+        Args:
+            cache: Of all layers, as `NativeAttention` takes each.
+            hidden: Of the first layer.
+            places: Where the tokens stand.
+        """
+        assert hidden.is_contiguous()
+        assert hidden.dtype == torch.float32
+        is_done = self._library.functions.forward(
+            byref(self._layers),
+            len(self._layers),
+            byref(self._attention.struct(cache)),
+            cache.stride(0),
+            byref(places.struct()),
+            hidden.data_ptr(),
+            self._library.fewest_rows_of_tiles,
             torch.get_num_threads(),
         )
         if not is_done:
             raise MemoryError
-        return out
 
 
 class Drawing(NamedTuple):

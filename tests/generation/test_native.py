@@ -1,19 +1,24 @@
 """The native kernels: right to the last bits, and the same bits in every company."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.activations import ACT2FN
 
 from prosemill.families import families
 from prosemill.generation import native
 from prosemill.generation.attention import FusedAttention, TorchAttention
-from prosemill.generation.layout import Matrix, Norm
-from prosemill.generation.native import NEVER, Library, NativeProduct
-from tests.generation.models import compiles, draw
+from prosemill.generation.decoder import CHUNK, Decoder
+from prosemill.generation.layout import Attention, FeedForward, Layer, Layout, Matrix, Norm
+from prosemill.generation.native import ACTIVATIONS, NEVER, Library, NativeLayers, NativeProduct, Pages, Places
+from tests.generation.models import CONTEXT, compiles, draw, prompts
 
 SHAPES = [(960, 576), (100, 70), (16, 64), (7, 3), (48, 1536)]
 NUM_ROWS = 70  # more than two tiles twice
+DECODERS = [name for name, family in sorted(families().items()) if family.task == "CAUSAL_LM"]
 
 
 @pytest.fixture
@@ -79,16 +84,107 @@ def test_a_row_gets_the_same_bits_in_every_company(library: Library, shape: tupl
         assert torch.equal(product(hidden[begin:end]), expected[begin:end])
 
 
-@compiles
-def test_the_number_of_threads_changes_no_bit(library: Library) -> None:
-    product, hidden = NativeProduct(library, Matrix(random(960, 576)), None), random(9, 576)
-    expected, before = product(hidden), torch.get_num_threads()
+def numbers_of_threads() -> Iterator[int]:
+    """Torch with so many threads, one number after the other."""
+    before = torch.get_num_threads()
     try:
         for num_threads in (1, 2, 5):
             torch.set_num_threads(num_threads)
-            assert torch.equal(product(hidden), expected)
+            yield num_threads
     finally:
         torch.set_num_threads(before)
+
+
+@compiles
+def test_the_number_of_threads_changes_no_bit(library: Library) -> None:
+    product, hidden = NativeProduct(library, Matrix(random(960, 576)), None), random(9, 576)
+    expected = product(hidden)
+    for _ in numbers_of_threads():
+        assert torch.equal(product(hidden), expected)
+
+
+def layout_of(family: str, activation: str | None = None) -> Layout:
+    """That of a model whose heads, of 24 numbers, fill no vector; with an activation of choice."""
+    tiny = draw(family, hidden_size=96)
+    layout = tiny.family.layout(tiny.model)
+    if activation is None:
+        return layout
+    return replace(
+        layout, layers=tuple(replace(each, feed_forward=replace(each.feed_forward, activation=activation)) for each in layout.layers)
+    )
+
+
+@compiles
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("family", DECODERS)
+def test_all_layers_in_one_call_are_those_one_by_one(family: str, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, [tokens] = layout_of(family, activation), prompts([3 * CHUNK])  # more than GPT-Neo's window
+
+    def written() -> torch.Tensor:
+        decoder = Decoder(layout, precision="int8", num_rows=2)
+        pieces = [decoder.read(1, tokens[begin : begin + CHUNK], begin=begin, only_last=False) for begin in range(0, len(tokens), CHUNK)]
+        return torch.cat([*pieces, decoder.step([3, 5], [0, len(tokens)])])
+
+    found = written()
+    monkeypatch.setattr(NativeLayers, "takes", lambda _: False)
+    expected = written()
+    assert float((found - expected).norm() / expected.norm()) < 1e-3  # an input of 16 bits that is rounded to its other neighbour
+
+
+def activated(library: Library, activation: str, number: float) -> float:
+    """A number through a layer that does nothing else."""
+    norm, zeros = Norm(torch.ones(1), None, 1e-5), Matrix(torch.zeros(6, 1))
+    attention = Attention(norm=norm, query_key_value=zeros, output=Matrix(torch.zeros(1, 2)), scale=1.0)
+    up, down = Matrix(torch.zeros(1, 1), torch.tensor([number])), Matrix(torch.ones(1, 1))
+    layer = Layer(attention=attention, feed_forward=FeedForward(norm=norm, up=up, is_gated=False, activation=activation, down=down))
+    layout = Layout(embedding=torch.zeros(1, 1), layers=(layer,), norm=norm, head=down, num_heads=1, num_kv_heads=1, head_size=2)
+    hidden = torch.zeros(1, 1)
+    NativeLayers(library, layout)(torch.zeros(1, 1, 2, 64, 2, dtype=torch.bfloat16), hidden, Places(torch.tensor([0]), torch.tensor([0])))
+    return float(hidden)
+
+
+@compiles
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_activations_are_those_of_transformers_near_zero_and_far_from_it(library: Library, activation: str) -> None:
+    numbers = [-1e4, -200.0, *torch.linspace(-12, 12, 49).tolist(), 1e-3, -1e-3, 200.0, 1e4]
+    found = torch.tensor([activated(library, activation, number) for number in numbers])
+    assert torch.allclose(found, ACT2FN[activation](torch.tensor(numbers)), rtol=1e-4, atol=1e-6)
+
+
+@compiles
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("fewest", [1, NEVER], ids=["AMX", "VNNI"])
+def test_a_token_leaves_all_layers_with_the_same_bits_in_every_company(library: Library, family: str, fewest: int) -> None:
+    if fewest == 1 and library.fewest_rows_of_tiles == NEVER:
+        pytest.skip("this processor has no AMX")
+    layout, num_rows = layout_of(family), 33
+    hidden, positions = random(num_rows, layout.embedding.shape[1]), torch.arange(num_rows) * 50 % CONTEXT
+    shape = (len(layout.layers), num_rows, 2 * layout.num_kv_heads, CONTEXT, layout.head_size)
+    before = random(*shape, seed=1).to(torch.bfloat16)
+
+    def passed(layers: NativeLayers, begin: int, end: int) -> torch.Tensor:
+        found = hidden[begin:end].clone()
+        layers(before.clone(), found, Places(torch.arange(begin, end), positions[begin:end].clone()))
+        return found
+
+    alone, together = (NativeLayers(Library(library.functions, each), layout) for each in (NEVER, fewest))
+    expected = torch.cat([passed(alone, row, row + 1) for row in range(num_rows)])
+    for _ in numbers_of_threads():
+        for begin, end in ((0, 1), (3, 5), (5, 12), (1, 18), (0, num_rows)):
+            assert torch.equal(passed(together, begin, end), expected[begin:end])
+
+
+def test_a_model_that_the_source_does_not_know_goes_through_torch() -> None:
+    assert NativeLayers.takes(layout_of("llama"))
+    assert not NativeLayers.takes(layout_of("llama", "mish"))
+    assert not NativeLayers.takes(layout_of("t5"))
+
+
+def test_what_is_held_in_pages_lies_side_by_side_and_apart() -> None:
+    pages = Pages(2**12)
+    one, two, large = (pages.take(*shape).fill_(number) for number, shape in enumerate([(5, 64), (3, 64), (2**12, 2)]))
+    assert two.data_ptr() == one.data_ptr() + one.numel()
+    assert [int(each.sum()) for each in (one, two, large)] == [0, 3 * 64, 2 * 2**13]
 
 
 @compiles

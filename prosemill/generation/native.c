@@ -501,6 +501,7 @@ INLINE __m512 times_tail(__m512 x) {
     return _mm512_mul_ps(_mm512_mul_ps(x, sum), _mm512_set1_ps(0.5f));
 }
 
+// By their definitions but for GELU, which is max(0, x) less a tail that is the same on both sides.
 INLINE __m512 activated(__m512 x, Activation activation) {
     __m512 zero = _mm512_setzero_ps(), cube;
     switch (activation) {

@@ -284,7 +284,7 @@ class NativeLayers:
             (feed_forward.up, feed_forward.norm),
             (feed_forward.down, None),
         )
-        products = [NativeProduct(self._library, *matrix, self._pages) for matrix in matrices]
+        products = [NativeProduct(self._library, matrix, norm, self._pages) for matrix, norm in matrices]
         self._products += products
         activation = ACTIVATIONS[feed_forward.activation]
         structs = [product.struct for product in products]

@@ -137,8 +137,7 @@ def activated(library: Library, activation: str, number: float) -> float:
     attention = Attention(norm=norm, query_key_value=zeros, output=Matrix(torch.zeros(1, 2)), scale=1.0)
     up, down = Matrix(torch.zeros(1, 1), torch.tensor([number])), Matrix(torch.ones(1, 1))
     layer = Layer(attention=attention, feed_forward=FeedForward(norm=norm, up=up, is_gated=False, activation=activation, down=down))
-    sizes = {"num_heads": 1, "num_kv_heads": 1, "head_size": 2}
-    layout = Layout(embedding=torch.zeros(1, 1), layers=(layer,), norm=norm, head=down, **sizes)
+    layout = Layout(embedding=torch.zeros(1, 1), layers=(layer,), norm=norm, head=down, num_heads=1, num_kv_heads=1, head_size=2)
     hidden = torch.zeros(1, 1)
     NativeLayers(library, layout)(torch.zeros(1, 1, 2, 64, 2, dtype=torch.bfloat16), hidden, Places(torch.tensor([0]), torch.tensor([0])))
     return float(hidden)

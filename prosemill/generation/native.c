@@ -23,7 +23,7 @@ enum {
     LANES = 16,  // outputs that are computed together, side by side in memory
     STEP = 64,   // inputs of a tile
     TILE_ROWS = 16,
-    AHEAD = 2048,  // bytes of levels between those that are asked for and those that are used: a page's end stops the processor's own foresight
+    AHEAD = 2048,  // bytes from the levels that are used to those that are fetched: the processor by itself stops at a page's end
     PART = 6,  // blocks that a thread takes at once, so few that those of a small matrix are shared evenly
 };
 
@@ -115,8 +115,8 @@ INLINE __m512i four(const int8_t *inputs) {
     return _mm512_set1_epi32(bytes);
 }
 
-// 16 outputs of a row: the sums of highs and lows by levels, of which 128 is 0, joined and multiplied by the scales. If `adds`, what is there
-// already is added.
+// 16 outputs of a row: the sums of highs and lows by levels, of which 128 is 0, joined and multiplied by the scales; with what is there
+// already, if `adds`.
 INLINE void put(const Matrix *matrix, const Inputs *inputs, int64_t block, int64_t row, __m512i high, __m512i low, float *out, int adds) {
     int64_t begin = block * LANES;
     __mmask16 mask = first(matrix->num_out - begin);
@@ -196,7 +196,7 @@ TARGET_AMX static void configure_tiles(int64_t num_rows) {
 TARGET_AMX static void multiply_tiles(const Matrix *matrix, const Inputs *inputs, int64_t block, int64_t row, int64_t num_rows, float *out,
                                       int adds) {
     int64_t num_in = inputs->num_in;
-    const uint8_t *levels = matrix->levels + block * num_in * LANES, *others = levels + num_in * LANES, *next = others + num_in * LANES;
+    const uint8_t *levels = matrix->levels + block * num_in * LANES, *others = levels + num_in * LANES;
     const int8_t *high = inputs->high + row * num_in, *low = inputs->low + row * num_in;
     int32_t sums[4][TILE_ROWS][LANES];
     _tile_zero(HIGH_1);
@@ -204,7 +204,10 @@ TARGET_AMX static void multiply_tiles(const Matrix *matrix, const Inputs *inputs
     _tile_zero(HIGH_2);
     _tile_zero(LOW_2);
     for (int64_t k = 0; k < num_in; k += STEP) {
-        for (int64_t line = 0; line < 2 * LANES; line++) _mm_prefetch(next + 2 * k * LANES + line * 64, _MM_HINT_T0);
+        for (int64_t at = k * LANES + AHEAD; at < (k + STEP) * LANES + AHEAD; at += 64) {
+            _mm_prefetch(levels + at, _MM_HINT_T0);
+            _mm_prefetch(others + at, _MM_HINT_T0);
+        }
         _tile_loadd(HIGH, high + k, num_in);
         _tile_loadd(LEVELS_1, levels + k * LANES, 64);
         _tile_dpbsud(HIGH_1, HIGH, LEVELS_1);
@@ -271,7 +274,8 @@ static void multiply_rows(const float *rows, int64_t num_rows, int64_t stride, c
 }
 
 // out [num_rows, outputs] = norm(hidden [num_rows, inputs]) · matrix. Returns whether there was memory for it.
-int64_t product(const float *hidden, int64_t num_rows, const Matrix *matrix, float *out, int64_t fewest_rows_of_tiles, int64_t num_threads) {
+int64_t product(const float *hidden, int64_t num_rows, const Matrix *matrix, float *out, int64_t fewest_rows_of_tiles,
+                int64_t num_threads) {
     char *memory = aligned_alloc(64, bytes_of_inputs(num_rows, matrix->num_in));
     if (!memory) return 0;
 #pragma omp parallel num_threads(num_threads)
@@ -497,6 +501,7 @@ INLINE __m512 times_tail(__m512 x) {
     return _mm512_mul_ps(_mm512_mul_ps(x, sum), _mm512_set1_ps(0.5f));
 }
 
+// By their definitions but for GELU, which is max(0, x) less a tail that is the same on both sides.
 INLINE __m512 activated(__m512 x, Activation activation) {
     __m512 zero = _mm512_setzero_ps(), cube;
     switch (activation) {
@@ -520,8 +525,8 @@ TARGET static void activate(const Layer *layer, float *row) {
     }
 }
 
-// What all threads of a parallel region do together: hidden [tokens, width] after a layer, each part of which adds to it. The other arrays have
-// room for what lies between.
+// What all threads of a parallel region do together: hidden [tokens, width] after a layer, each part of which adds to it. The other arrays
+// have room for what lies between.
 static void pass_layer(const Layer *layer, const Attention *attention, const Places *places, float *hidden, float *mixed, float *attended,
                        float *scores, char *memory, int64_t fewest_rows_of_tiles) {
     int64_t num_tokens = places->num_tokens, width = layer->query_key_value.num_in;

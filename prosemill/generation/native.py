@@ -262,12 +262,13 @@ ACTIVATIONS = {"relu": 0, "silu": 1, "swish": 1, "gelu": 2, "gelu_new": 3, "gelu
 
 
 class NativeLayers:
-    """All layers of a decoder in one call, their weights as in `NativeProduct`. One that attends to an encoder has none."""
+    """All layers of a decoder in one call, each matrix as in `NativeProduct`."""
 
     @staticmethod
     def takes(layout: Layout) -> bool:
-        """Whether the source knows all that a model does."""
-        return all(layer.cross_attention is None and layer.feed_forward.activation in ACTIVATIONS for layer in layout.layers)
+        """Whether a model is of the source's kind: no encoder, a known activation, layers of one size."""
+        is_known = all(layer.cross_attention is None and layer.feed_forward.activation in ACTIVATIONS for layer in layout.layers)
+        return is_known and len({_shapes(layer) for layer in layout.layers}) == 1
 
     def __init__(self, library: Library, layout: Layout) -> None:
         self._library, self._attention = library, NativeAttention(library, layout)
@@ -311,6 +312,11 @@ class NativeLayers:
         )
         if not is_done:
             raise MemoryError
+
+
+def _shapes(layer: Layer) -> tuple[torch.Size, ...]:
+    attention, feed_forward = layer.attention, layer.feed_forward
+    return tuple(each.weight.shape for each in (attention.query_key_value, attention.output, feed_forward.up, feed_forward.down))
 
 
 class Drawing(NamedTuple):

@@ -175,9 +175,12 @@ def test_a_token_leaves_all_layers_with_the_same_bits_in_every_company(library: 
 
 
 def test_a_model_that_the_source_does_not_know_goes_through_torch() -> None:
-    assert NativeLayers.takes(layout_of("llama"))
+    known = layout_of("llama")
+    assert NativeLayers.takes(known)
     assert not NativeLayers.takes(layout_of("llama", "mish"))
     assert not NativeLayers.takes(layout_of("t5"))
+    narrow = draw("llama")
+    assert not NativeLayers.takes(replace(known, layers=known.layers + narrow.family.layout(narrow.model).layers))
 
 
 def test_what_is_held_in_pages_lies_side_by_side_and_apart() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,14 +161,46 @@ def test_a_bento_holds_what_it_needs_and_exact_requirements(bento: Path) -> None
     assert not (bento / "src/version/base").exists()
 
 
-def test_the_same_version_is_the_same_bento_and_an_altered_one_is_built_anew(build_here: Callable[..., Bento], bento: Path) -> None:
+def sources(bento: Path) -> dict[Path, bytes]:
+    """What it is made of, by its place."""
+    return {path: path.read_bytes() for part in ("src", "env/python") for path in (bento / part).rglob("*") if path.is_file()}
+
+
+def test_the_same_version_is_the_same_bento_which_is_left_as_it_is(build_here: Callable[..., Bento], bento: Path) -> None:
     written = (bento / "bento.yaml").stat().st_mtime_ns
+    compiled = bento / "src/prosemill/__pycache__/errors.pyc"
+    compiled.parent.mkdir(exist_ok=True)
+    compiled.write_bytes(b"of whoever served it, or of whoever altered it")
     assert build_here().folder == bento
     assert (bento / "bento.yaml").stat().st_mtime_ns == written
-    content = (bento / "src/version/model/config.json").read_bytes()
-    (bento / "src/version/model/config.json").write_text("{}", encoding="utf-8")
+    assert not compiled.exists()
+
+
+@contextmanager
+def altered(path: Path) -> Iterator[None]:
+    """Have a file end in another line while the block runs, or be there with that alone."""
+    before = path.read_bytes() if path.exists() else None
+    path.write_bytes((before or b"") + b"raise SystemExit\n")
+    yield
+    path.unlink() if before is None else path.write_bytes(before)
+
+
+@pytest.mark.parametrize("name", ["src/version/model/config.json", "src/service.py", "src/torch.py", "env/python/requirements.txt"])
+def test_an_altered_bento_is_seen(build_here: Callable[..., Bento], bento: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_no_other(*_: object) -> Path:
+        raise ProsemillError("it would be built anew")
+
+    monkeypatch.setattr("prosemill.bento.build._build", build_no_other)
     assert build_here().folder == bento
-    assert (bento / "src/version/model/config.json").read_bytes() == content
+    with altered(bento / name), pytest.raises(ProsemillError, match="it would be built anew"):
+        build_here()
+
+
+def test_an_altered_bento_is_built_anew(build_here: Callable[..., Bento], bento: Path) -> None:
+    before = sources(bento)
+    with altered(bento / "src/prosemill/serving/app.py"):
+        assert build_here().folder == bento
+        assert sources(bento) == before
 
 
 def test_with_the_base_model_it_holds_that_of_the_version_alone(build_here: Callable[..., Bento], shop: Shop, bento: Path) -> None:

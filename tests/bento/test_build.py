@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import requests
 from bentoml._internal.configuration.containers import BentoMLContainer
 
 from prosemill.bento.build import CODE, Bento, build
+from prosemill.dvc_lock import digest_of
 from prosemill.errors import ProsemillError
 from prosemill.orchestration.environment import free_port
 from prosemill.registry import packaging
@@ -181,8 +182,10 @@ def altered(path: Path) -> Iterator[None]:
     """Have a file end in another line while the block runs, or be there with that alone."""
     before = path.read_bytes() if path.exists() else None
     path.write_bytes((before or b"") + b"raise SystemExit\n")
-    yield
-    path.unlink() if before is None else path.write_bytes(before)
+    try:
+        yield
+    finally:
+        path.unlink() if before is None else path.write_bytes(before)
 
 
 @pytest.mark.parametrize("name", ["src/version/model/config.json", "src/service.py", "src/torch.py", "env/python/requirements.txt"])
@@ -208,11 +211,37 @@ def test_with_the_base_model_it_holds_that_of_the_version_alone(build_here: Call
     found = build_here(with_base=True).folder
     assert found != bento
     assert (found / "src/version/base/model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
-    content = (base / "config.json").read_bytes()
-    (base / "config.json").write_bytes(content + b"\n")
+    with (
+        altered(base / "config.json"),
+        pytest.raises(ProsemillError, match="models/base is not the base model of version 1"),
+    ):
+        build_here(with_base=True)
+
+
+def test_a_base_model_that_another_takes_the_place_of_is_held_as_it_was(
+    build_here: Callable[..., Bento], shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = shop.workspace.folder / "models/base/config.json"
+    before = config.read_bytes()
+    with ExitStack() as stack:
+
+        def digest_before_a_run(path: Path) -> str | None:
+            found = digest_of(path)
+            stack.enter_context(altered(config))
+            return found
+
+        monkeypatch.setattr("prosemill.bento.build.digest_of", digest_before_a_run)
+        found = build_here(with_base=True)
+        assert config.read_bytes() != before
+    assert (found.folder / "src/version/base/config.json").read_bytes() == before
+
+
+def test_without_a_base_model_here_none_is_held(build_here: Callable[..., Bento], shop: Shop) -> None:
+    base = shop.workspace.folder / "models/base"
+    base.rename(base.with_name("elsewhere"))
     with pytest.raises(ProsemillError, match="models/base is not the base model of version 1"):
         build_here(with_base=True)
-    (base / "config.json").write_bytes(content)
+    base.with_name("elsewhere").rename(base)
 
 
 def test_what_bentoml_cannot_build_is_one_line_and_leaves_nothing(

@@ -26,6 +26,8 @@ TAKING = ("/generate", "/generate/stream", "/score", "/v1/completions")
 GIVING = ("/v1/models", "/livez", "/readyz", "/metrics")
 UNSAID = re.compile(r"prompt has \d+ tokens|prompt and max_new_tokens are \d+ tokens|text is \d+ tokens|not both|makes no tokens")
 """What no schema can say of a body: how many tokens a text is."""
+BROKEN_OFF = re.compile(r'^(event: error$|data: \{"error":)', re.MULTILINE)
+"""In a stream that began as an answer."""
 trying = settings(max_examples=NUM_CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
@@ -81,7 +83,8 @@ def test_what_takes_nothing_gives_what_the_document_says(document: Any, path: st
 
 
 def check_shape(answer: Any) -> None:
-    """What is refused is refused in the one shape, in one line."""
+    """What is refused is refused in the one shape, in one line, and not after it was granted."""
+    assert not BROKEN_OFF.search(answer.text), answer.text
     if answer.status_code >= 300:
         error = json.loads(answer.content)["error"]
         assert set(error) == {"message", "type", "param", "code"}
@@ -116,6 +119,16 @@ def test_no_bytes_at_all_make_it_fail(service: Bento, path: str, method: str, bo
     assert answer.status_code < 500, answer.text
     if method != "HEAD":
         check_shape(answer)
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", None], ids=str)
+@pytest.mark.parametrize("path", [*TAKING, *GIVING, "/openapi.json", "/ui/"])
+def test_no_browser_is_told_to_show_an_answer_to_another_page(service: Bento, path: str, origin: str | None) -> None:
+    given = {"Origin": origin or service.url, "Content-Type": "application/json"}
+    asked = given | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    for method, headers in (("OPTIONS", asked), ("POST", given), ("GET", given)):
+        answer = requests.request(method, service.url + path, json={"prompt": "a"}, headers=headers, timeout=60)
+        assert answer.headers.get("Access-Control-Allow-Origin") in (None, service.url)  # which Gradio's page grants itself
 
 
 BREAKING = (b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}", b'{"prompt": "a", "\\ud800\\n": 1}', b'{"temperature": 1e999}')

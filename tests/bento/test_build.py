@@ -18,11 +18,16 @@ import requests
 from bentoml._internal.configuration.containers import BentoMLContainer
 
 from prosemill.bento.build import CODE, Bento, build
+from prosemill.bento.packed import Packed
 from prosemill.dvc_lock import digest_of
 from prosemill.errors import ProsemillError
+from prosemill.generation.sampling import Settings
+from prosemill.generation.writer import Writer
 from prosemill.orchestration.environment import free_port
 from prosemill.registry import packaging
 from prosemill.registry.store import Registry
+from prosemill.serving.champion import load
+from prosemill.serving.settings import ServiceSettings
 from tests.bento.environments import installed_by, make_environment
 from tests.end_to_end.house import until
 from tests.registry.workspace import Workspace
@@ -124,7 +129,9 @@ def test_a_bento_is_served_from_an_empty_folder_where_nothing_else_is_installed(
     assert len(set(found["generated_text"])) > 1
     assert found["model_version"] == facts["data"][0]["version"] == 1
     assert facts["data"][0]["git_commit"] == shop.workspace.git("rev-parse", "HEAD")
-    assert "1 of prosemill" not in shop.run(PROGRAM, "lineage", found["id"])
+    lineage = shop.run(PROGRAM, "lineage", found["id"])
+    assert facts["data"][0]["git_commit"][:12] in lineage
+    assert facts["data"][0]["package_digest"][:12] in lineage
     assert list(tmp_path.iterdir()) == []
     assert not (shop.spy / "report").exists(), (shop.spy / "report").read_text(encoding="utf-8")
 
@@ -216,6 +223,19 @@ def test_with_the_base_model_it_holds_that_of_the_version_alone(build_here: Call
         pytest.raises(ProsemillError, match="models/base is not the base model of version 1"),
     ):
         build_here(with_base=True)
+
+
+def test_with_the_base_model_both_are_served(build_here: Callable[..., Bento], shop: Shop) -> None:
+    packed = Packed(build_here(with_base=True).folder / "src/version").find()
+    champion = load(packed, ServiceSettings(num_rows=1, precision="fp32"))
+    assert champion.base is not None
+    settings = Settings(max_new_tokens=40, temperature=1.0, seed=1)
+    texts = ["".join(writer.answer("The history of", settings)) for writer in (champion.writer, champion.base)]
+    champion.close()
+    for text, folder in zip(texts, ("models/trained", "models/base"), strict=True):
+        with Writer.open(shop.workspace.folder / folder, precision="fp32", num_rows=1) as writer:
+            assert "".join(writer.answer("The history of", settings)) == text
+    assert texts[0] != texts[1]
 
 
 def test_a_base_model_that_another_takes_the_place_of_is_held_as_it_was(

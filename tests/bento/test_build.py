@@ -31,8 +31,8 @@ from prosemill.serving.settings import ServiceSettings
 from tests.bento.environments import installed_by, make_environment
 from tests.end_to_end.house import until
 from tests.registry.workspace import Workspace
-from tests.serving.bento import make_champion
 from tests.serving.process import refusal, serving
+from tests.serving.real import make_champion
 from tests.test_telemetry import SPY
 
 PROGRAM = str(Path(sys.executable).with_name("prosemill"))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from schemathesis.checks import load_all_checks
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from tests.serving.bento import Bento, bento
+from tests.serving.real import RealService, real_service
 
 NUM_CASES = int(os.environ.get("PROSEMILL_TEST_CASES", "1000"))
 TAKING = ("/generate", "/generate/stream", "/score", "/v1/completions")
@@ -32,14 +32,14 @@ trying = settings(max_examples=NUM_CASES, deadline=None, database=None, suppress
 
 
 @pytest.fixture(scope="module")
-def service(champion: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bento]:
+def service(champion: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealService]:
     """The real service, which ends every answer soon."""
-    with bento(champion, tmp_path_factory.mktemp("contract") / "log", PROSEMILL_DEADLINE="0.05") as service:
+    with real_service(champion, tmp_path_factory.mktemp("contract") / "log", PROSEMILL_DEADLINE="0.05") as service:
         yield service
 
 
 @pytest.fixture(scope="module")
-def document(service: Bento) -> Any:
+def document(service: RealService) -> Any:
     load_all_checks()
     return schemathesis.openapi.from_url(f"{service.url}/openapi.json")
 
@@ -114,7 +114,7 @@ bodies = st.one_of(
     kind=st.sampled_from(("application/json",) * 5 + ("application/json; charset=utf-16", "text/plain", "multipart/form-data", "")),
     query=st.text(st.characters(codec="utf-8"), max_size=20),
 )
-def test_no_bytes_at_all_make_it_fail(service: Bento, path: str, method: str, body: bytes, kind: str, query: str) -> None:
+def test_no_bytes_at_all_make_it_fail(service: RealService, path: str, method: str, body: bytes, kind: str, query: str) -> None:
     answer = requests.request(method, service.url + path, params=query, data=body, headers={"Content-Type": kind}, timeout=60)
     assert answer.status_code < 500, answer.text
     if method != "HEAD":
@@ -123,7 +123,7 @@ def test_no_bytes_at_all_make_it_fail(service: Bento, path: str, method: str, bo
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", None], ids=str)
 @pytest.mark.parametrize("path", [*TAKING, *GIVING, "/openapi.json", "/ui/"])
-def test_no_browser_is_told_to_show_an_answer_to_another_page(service: Bento, path: str, origin: str | None) -> None:
+def test_no_browser_is_told_to_show_an_answer_to_another_page(service: RealService, path: str, origin: str | None) -> None:
     given = {"Origin": origin or service.url, "Content-Type": "application/json"}
     asked = given | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
     for method, headers in (("OPTIONS", asked), ("POST", given), ("GET", given)):
@@ -136,7 +136,7 @@ BREAKING = (b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}", b'{"prompt": "a",
 
 @pytest.mark.parametrize("path", TAKING)
 @pytest.mark.parametrize("body", BREAKING, ids=("deep", "long", "half", "infinite"))
-def test_json_that_breaks_parsers_is_refused(service: Bento, path: str, body: bytes) -> None:
+def test_json_that_breaks_parsers_is_refused(service: RealService, path: str, body: bytes) -> None:
     answer = requests.post(service.url + path, data=body, headers={"Content-Type": "application/json"}, timeout=60)
     assert answer.status_code == 400
     check_shape(answer)

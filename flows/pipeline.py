@@ -116,15 +116,11 @@ def _run(overrides: list[str], force: bool, promote: bool, package: bool, if_bus
                 version = register(page, hours.registration, lock, tick)
             # By the workspace's own rules: an experiment does not choose what it is measured by.
             outcome = gate(page, version, hours.gate, tick)
-            if package and (outcome.passed or outcome.is_champion):
+            message = f"version {version.number} {outcome.text}"
+            if promote and outcome.passed:
+                message += f"; {ask_for_promotion(version)}"
+            if package and (outcome.passed or outcome.is_champion):  # last: one that fails costs no promotion
                 build_bento(page, version.number, hours.package, tick, [lock])
-    message = f"version {version.number} {outcome.text}"
-    if promote and outcome.passed and is_refused(version):
-        message += "; a person has refused it, and is asked again by the flow `promotion` alone"
-    elif promote and outcome.passed:
-        resource = {"prefect.resource.id": f"prosemill.version.{version.number}"}
-        emit_event(PROMOTION_REQUESTED, resource, payload={"version": version.number})
-        message += "; its promotion is asked for"
     return Completed(message=message, data=version.number)
 
 
@@ -220,6 +216,15 @@ def gate(page: Page, version: Version, hours: float, tick: Tick) -> Outcome:
     page.show_verdict(verdict)
     found = "passes the gate" if verdict.passed else f"does not pass the gate: {verdict.failed}"
     return Outcome(verdict.passed, f"is registered and {found}")
+
+
+def ask_for_promotion(version: Version) -> str:
+    """Start the flow `promotion`, unless a person has refused the version; what came of it, for the run's message."""
+    if is_refused(version):
+        return "a person has refused it, and is asked again by the flow `promotion` alone"
+    resource = {"prefect.resource.id": f"prosemill.version.{version.number}"}
+    emit_event(PROMOTION_REQUESTED, resource, payload={"version": version.number})
+    return "its promotion is asked for"
 
 
 def _nothing() -> None: ...

@@ -26,7 +26,7 @@ from prosemill.errors import ProsemillError
 from prosemill.orchestration.experiment import own_params
 from prosemill.orchestration.page import Page, quiet_mistakes
 from prosemill.orchestration.runs import close_lost_flow_runs, mark
-from prosemill.orchestration.stages import run_command
+from prosemill.orchestration.stages import CommandFailedError, run_command
 from prosemill.params import Gate, read_section
 from prosemill.registry.gate import Verdict
 from prosemill.registry.promotion import examine, promote
@@ -87,9 +87,14 @@ def _run(version: int | None, approval: Literal["person", "none"], hours: float,
     verdict = promote(registry, read_section("gate", Gate, own_params()), verdict.version, wait=True)
     if not verdict.passed:  # somebody changed the champion or the gate while the person thought
         return _refused(f"version {verdict.version} does not pass the gate any more: {verdict.failed}")
+    message = f"version {verdict.version} is the champion"
     if package:
-        build_bento(page, verdict.version)
-    return Completed(name="Promoted", message=f"version {verdict.version} is the champion", data=True)
+        try:
+            build_bento(page, verdict.version)
+        except CommandFailedError as error:  # which changes no champion back
+            message += f", without a Bento: {error.summary}"
+            get_run_logger().warning(message)
+    return Completed(name="Promoted", message=message, data=True)
 
 
 @task(name="package", task_run_name="package", cache_policy=NO_CACHE)

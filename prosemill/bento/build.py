@@ -14,20 +14,20 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prosemill.bento.packed import BASE, EVALUATION, FOLDER, MODEL, Packed, seal
+from prosemill.bento.packed import BASE, EVALUATION, FOLDER, MODEL, seal
 from prosemill.console import say
 from prosemill.digests import sha256_of_value
 from prosemill.dvc_lock import digest_of
 from prosemill.errors import ProsemillError
 from prosemill.locks import alone
 from prosemill.registry.champion import RegisteredVersion
-from prosemill.registry.digest import folder_digest
+from prosemill.registry.digest import folder_digest, remove_compiled
 from prosemill.registry.kept import read_kept
 from prosemill.registry.packaging import copy_code, pinned
 from prosemill.registry.store import Registry, Version
@@ -36,6 +36,8 @@ from prosemill.workspace import BASE_MODEL
 NAME = "prosemill"
 STORE = "bentos"  # below `BENTOML_HOME`
 SOURCE = "src"  # where BentoML puts what it was given
+WRITTEN_BY_BENTOML = Path("bentofile.yaml")  # beside that
+REQUIREMENTS_FILE = "env/python/requirements.txt"
 DIGITS = 12  # of the digest that is part of a tag
 
 CODE = (
@@ -194,7 +196,7 @@ def _gather(context: Path, registry: Registry, version: Version, *, with_base: b
     copy_code(CODE, context)
     shutil.copyfile(Path(__file__).with_name("entry.py"), context / "service.py")
     requirements = pinned(REQUIREMENTS)
-    tag = f"{version.number}-{sha256_of_value([folder_digest(context), requirements])[:DIGITS]}"
+    tag = f"{version.number}-{_digest(context, [*requirements, *pinned(['bentoml'])])}"  # which BentoML adds
     return {
         "service": "service:Service",
         "name": NAME,
@@ -207,21 +209,27 @@ def _gather(context: Path, registry: Registry, version: Version, *, with_base: b
 
 
 def _copy_base(version: Version, place: Path) -> None:
-    if digest_of(BASE_MODEL) != version.tag("base_digest"):
+    with suppress(FileNotFoundError):
+        shutil.copytree(BASE_MODEL, place)
+    if digest_of(place) != version.tag("base_digest"):  # of the copy: a run of the pipeline may have begun meanwhile
         raise ProsemillError(
             f"{BASE_MODEL} is not the base model of version {version.number}: check out its commit and run `dvc checkout`, or leave "
             "--with-base out"
         )
-    shutil.copytree(BASE_MODEL, place)
+
+
+def _digest(source: Path, requirements: Sequence[str]) -> str:
+    """Of all that a Bento is made of: a version, code and requirements."""
+    return sha256_of_value([folder_digest(source, without=WRITTEN_BY_BENTOML), requirements])[:DIGITS]
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a Bento lies there that nobody has altered."""
-    try:
-        with Packed(folder / SOURCE / FOLDER).find().model():
-            return (folder / "bento.yaml").is_file()
-    except ProsemillError:
+    """Whether a Bento lies there that is made of what its tag says."""
+    remove_compiled(folder)
+    requirements = folder / REQUIREMENTS_FILE
+    if not requirements.is_file() or not (folder / "bento.yaml").is_file():
         return False
+    return folder.name.endswith(f"-{_digest(folder / SOURCE, requirements.read_text(encoding='utf-8').split())}")
 
 
 def _build(context: Path, options: Mapping[str, Any], home: Path, lock: int) -> Path:

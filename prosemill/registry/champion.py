@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from prosemill.errors import ProsemillError
 from prosemill.registry.kept import EVALUATION, read_kept
@@ -24,7 +24,7 @@ class RegisteredVersion:
 
     registry: Registry
     version: Version
-    base: Path | None = None
+    base: ClassVar[Path | None] = None
     """A package holds no base model."""
 
     @property

@@ -9,7 +9,6 @@ call is one transaction, and the last writer wins.
 """
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ from typing import Any
 from prosemill.digests import sha256_of_value
 from prosemill.errors import FULL_DISK, ProsemillError, first_line
 from prosemill.locks import alone
-from prosemill.registry.digest import folder_digest
+from prosemill.registry.digest import folder_digest, remove_compiled
 from prosemill.tracking.run import FINGERPRINT_TAG, dataset_of
 from prosemill.tracking.server import NO_CONNECTION, SQLITE, connect, experiment_id, explain, needing_answers, tracking_uri
 from prosemill.wheels import cache_folder
@@ -34,7 +33,6 @@ PREFIX = "prosemill."  # of our tags
 STATE = f"{PREFIX}state"  # tag of the registered model
 DECISION = "decision"  # tag of a version: what a person said to its promotion, as JSON
 WRITTEN_BY_MLFLOW = Path("registered_model_meta")  # into a package that is loaded where it lies
-COMPILED = "__pycache__"  # so does Python
 
 
 @dataclass(frozen=True)
@@ -254,7 +252,7 @@ class Registry:
         with needing_answers():
             uri = self._client.get_model_version_download_uri(MODEL_NAME, str(version.number))
         with self._local(uri) as folder:
-            _remove_compiled(folder)
+            remove_compiled(folder)
             found, expected = package_digest(folder), version.tag("package_digest")
             yield PackageFolder(
                 folder,
@@ -317,13 +315,6 @@ class Registry:
 def package_digest(folder: Path) -> str:
     """SHA-256 over the names and bytes of a package's files, in hexadecimal."""
     return folder_digest(folder, without=WRITTEN_BY_MLFLOW)
-
-
-def _remove_compiled(folder: Path) -> None:
-    """Remove what Python has left of the modules that it loaded: it would run that again, whatever it holds by then."""
-    for root, names, _ in os.walk(folder):
-        if COMPILED in names:
-            shutil.rmtree(Path(root) / COMPILED, ignore_errors=True)
 
 
 def _version(found: Any, aliases: tuple[str, ...]) -> Version:

@@ -20,7 +20,7 @@ from prosemill.generation.writer import Framed, Writer
 from prosemill.serving.admission import Admission, BusyError
 from prosemill.serving.champion import Champion
 from prosemill.serving.errors import EngineError, TooLongError, UnavailableError, refused_by_engine
-from prosemill.serving.meters import Meters
+from prosemill.serving.meters import Meters, ScoreOutcome
 from prosemill.serving.settings import ServiceSettings
 from prosemill.serving.stream import Stream
 
@@ -156,7 +156,8 @@ class Desk:
         with self._admit(num_tokens, 1):
             with refused_by_engine():
                 scoring = champion.writer.engine.score(framed.given, framed.tokens, framed.labels, deliver)
-            latest = asyncio.timeout(self.deadline)
+            begin, latest = loop.time(), asyncio.timeout(self.deadline)
+            outcome: ScoreOutcome = "cancelled"
 
             def hurry(seconds: float) -> None:
                 if not latest.expired():
@@ -166,10 +167,13 @@ class Desk:
                 async with latest:
                     with self._hurried_by(hurry):
                         found = await answer
+                outcome = "failed" if isinstance(found, Exception) else "scored"
             except TimeoutError:
+                outcome = "deadline"
                 raise UnavailableError("the text was not scored in time: send a shorter one, or come back later") from None
             finally:
                 scoring.cancel()
+                self.meters.note_score(num_tokens, loop.time() - begin, outcome)
         if isinstance(found, Exception):
             raise EngineError(f"the model could not score it: {first_line(found)}")
         return found

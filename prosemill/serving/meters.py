@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prosemill.generation.engine import End
 
 Outcome = Literal["stop", "length", "deadline", "cancelled", "failed"]
+ScoreOutcome = Literal["scored", "deadline", "cancelled", "failed"]
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper ends of the histograms' buckets."""
@@ -30,6 +31,9 @@ class Meters:
         self._prompt_tokens = Counter("prompt_tokens", "Tokens of prompts", **options)
         self._new_tokens = Counter("new_tokens", "Tokens of answers", **options)
         self._answers = Counter("answers", "Answers by how they ended", ["outcome"], **options)
+        self._scores = Counter("scores", "Texts to be scored by what came of them", ["outcome"], **options)
+        self._scored_tokens = Counter("scored_tokens", "Tokens of texts that were scored", **options)
+        self._score = Histogram("score_seconds", "From a text that is to be scored to its score", buckets=SECONDS, **options)
         self._rejections = Counter("rejections", "Requests that were told to come back", **options)
         self._rows = Gauge("rows_in_use", "Texts that get a token at every step", **options)
         self._version = Gauge("model_version", "Version of the registered model", **options)
@@ -60,3 +64,10 @@ class Meters:
             self._first_token.observe(end.first_token_seconds)
             if end.num_new_tokens > 1:
                 self._per_token.observe((end.seconds - end.first_token_seconds) / (end.num_new_tokens - 1))
+
+    def note_score(self, num_tokens: int, seconds: float, outcome: ScoreOutcome) -> None:
+        """A text was scored, or was not."""
+        self._scores.labels(outcome).inc()
+        if outcome == "scored":
+            self._scored_tokens.inc(num_tokens)
+            self._score.observe(seconds)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,21 @@ import requests
 from bentoml._internal.configuration.containers import BentoMLContainer
 
 from prosemill.bento.build import CODE, Bento, build
+from prosemill.bento.packed import Packed
+from prosemill.dvc_lock import digest_of
 from prosemill.errors import ProsemillError
+from prosemill.generation.sampling import Settings
+from prosemill.generation.writer import Writer
 from prosemill.orchestration.environment import free_port
 from prosemill.registry import packaging
 from prosemill.registry.store import Registry
+from prosemill.serving.champion import load
+from prosemill.serving.settings import ServiceSettings
 from tests.bento.environments import installed_by, make_environment
 from tests.end_to_end.house import until
 from tests.registry.workspace import Workspace
-from tests.serving.bento import make_champion
 from tests.serving.process import refusal, serving
+from tests.serving.real import make_champion
 from tests.test_telemetry import SPY
 
 PROGRAM = str(Path(sys.executable).with_name("prosemill"))
@@ -122,7 +129,9 @@ def test_a_bento_is_served_from_an_empty_folder_where_nothing_else_is_installed(
     assert len(set(found["generated_text"])) > 1
     assert found["model_version"] == facts["data"][0]["version"] == 1
     assert facts["data"][0]["git_commit"] == shop.workspace.git("rev-parse", "HEAD")
-    assert "1 of prosemill" not in shop.run(PROGRAM, "lineage", found["id"])
+    lineage = shop.run(PROGRAM, "lineage", found["id"])
+    assert facts["data"][0]["git_commit"][:12] in lineage
+    assert facts["data"][0]["package_digest"][:12] in lineage
     assert list(tmp_path.iterdir()) == []
     assert not (shop.spy / "report").exists(), (shop.spy / "report").read_text(encoding="utf-8")
 
@@ -160,14 +169,48 @@ def test_a_bento_holds_what_it_needs_and_exact_requirements(bento: Path) -> None
     assert not (bento / "src/version/base").exists()
 
 
-def test_the_same_version_is_the_same_bento_and_an_altered_one_is_built_anew(build_here: Callable[..., Bento], bento: Path) -> None:
+def sources(bento: Path) -> dict[Path, bytes]:
+    """What it is made of, by its place."""
+    return {path: path.read_bytes() for part in ("src", "env/python") for path in (bento / part).rglob("*") if path.is_file()}
+
+
+def test_the_same_version_is_the_same_bento_which_is_left_as_it_is(build_here: Callable[..., Bento], bento: Path) -> None:
     written = (bento / "bento.yaml").stat().st_mtime_ns
+    compiled = bento / "src/prosemill/__pycache__/errors.pyc"
+    compiled.parent.mkdir(exist_ok=True)
+    compiled.write_bytes(b"of whoever served it, or of whoever altered it")
     assert build_here().folder == bento
     assert (bento / "bento.yaml").stat().st_mtime_ns == written
-    content = (bento / "src/version/model/config.json").read_bytes()
-    (bento / "src/version/model/config.json").write_text("{}", encoding="utf-8")
+    assert not compiled.exists()
+
+
+@contextmanager
+def altered(path: Path) -> Iterator[None]:
+    """Have a file end in another line while the block runs, or be there with that alone."""
+    before = path.read_bytes() if path.exists() else None
+    path.write_bytes((before or b"") + b"raise SystemExit\n")
+    try:
+        yield
+    finally:
+        path.unlink() if before is None else path.write_bytes(before)
+
+
+@pytest.mark.parametrize("name", ["src/version/model/config.json", "src/service.py", "src/torch.py", "env/python/requirements.txt"])
+def test_an_altered_bento_is_seen(build_here: Callable[..., Bento], bento: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_no_other(*_: object) -> Path:
+        raise ProsemillError("it would be built anew")
+
+    monkeypatch.setattr("prosemill.bento.build._build", build_no_other)
     assert build_here().folder == bento
-    assert (bento / "src/version/model/config.json").read_bytes() == content
+    with altered(bento / name), pytest.raises(ProsemillError, match="it would be built anew"):
+        build_here()
+
+
+def test_an_altered_bento_is_built_anew(build_here: Callable[..., Bento], bento: Path) -> None:
+    before = sources(bento)
+    with altered(bento / "src/prosemill/serving/app.py"):
+        assert build_here().folder == bento
+        assert sources(bento) == before
 
 
 def test_with_the_base_model_it_holds_that_of_the_version_alone(build_here: Callable[..., Bento], shop: Shop, bento: Path) -> None:
@@ -175,11 +218,50 @@ def test_with_the_base_model_it_holds_that_of_the_version_alone(build_here: Call
     found = build_here(with_base=True).folder
     assert found != bento
     assert (found / "src/version/base/model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
-    content = (base / "config.json").read_bytes()
-    (base / "config.json").write_bytes(content + b"\n")
+    with (
+        altered(base / "config.json"),
+        pytest.raises(ProsemillError, match="models/base is not the base model of version 1"),
+    ):
+        build_here(with_base=True)
+
+
+def test_with_the_base_model_both_are_served(build_here: Callable[..., Bento], shop: Shop) -> None:
+    packed = Packed(build_here(with_base=True).folder / "src/version").find()
+    champion = load(packed, ServiceSettings(num_rows=1, precision="fp32"))
+    assert champion.base is not None
+    settings = Settings(max_new_tokens=40, temperature=1.0, seed=1)
+    texts = ["".join(writer.answer("The history of", settings)) for writer in (champion.writer, champion.base)]
+    champion.close()
+    for text, folder in zip(texts, ("models/trained", "models/base"), strict=True):
+        with Writer.open(shop.workspace.folder / folder, precision="fp32", num_rows=1) as writer:
+            assert "".join(writer.answer("The history of", settings)) == text
+    assert texts[0] != texts[1]
+
+
+def test_a_base_model_that_another_takes_the_place_of_is_held_as_it_was(
+    build_here: Callable[..., Bento], shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = shop.workspace.folder / "models/base/config.json"
+    before = config.read_bytes()
+    with ExitStack() as stack:
+
+        def digest_before_a_run(path: Path) -> str | None:
+            found = digest_of(path)
+            stack.enter_context(altered(config))
+            return found
+
+        monkeypatch.setattr("prosemill.bento.build.digest_of", digest_before_a_run)
+        found = build_here(with_base=True)
+        assert config.read_bytes() != before
+    assert (found.folder / "src/version/base/config.json").read_bytes() == before
+
+
+def test_without_a_base_model_here_none_is_held(build_here: Callable[..., Bento], shop: Shop) -> None:
+    base = shop.workspace.folder / "models/base"
+    base.rename(base.with_name("elsewhere"))
     with pytest.raises(ProsemillError, match="models/base is not the base model of version 1"):
         build_here(with_base=True)
-    (base / "config.json").write_bytes(content)
+    base.with_name("elsewhere").rename(base)
 
 
 def test_what_bentoml_cannot_build_is_one_line_and_leaves_nothing(

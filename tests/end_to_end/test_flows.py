@@ -72,11 +72,11 @@ def none_lives_after_ten_seconds(processes: list[psutil.Process]) -> None:
     until(lambda: not living(set(processes)), 10, "no process lives")
 
 
-def start_promotion(workspace: Workspace, arguments: str) -> "subprocess.Popen[str]":
+def start_promotion(workspace: Workspace, arguments: str, **variables: str) -> "subprocess.Popen[str]":
     """Start the flow `promotion`; it has ended or asks a person when this returns."""
     num_before = len(promotions(workspace))
     command = [sys.executable, "-c", f"from flows.promotion import promotion; promotion({arguments}, return_state=True)"]
-    process = subprocess.Popen(command, cwd=workspace.clone.folder, env=workspace.environment, text=True)
+    process = subprocess.Popen(command, cwd=workspace.clone.folder, env=workspace.environment | variables, text=True)
 
     def is_so_far() -> bool:
         found = promotions(workspace)
@@ -202,6 +202,21 @@ def test_a_version_is_packaged_if_it_passes_the_gate_and_the_page_shows_its_bent
     assert (Path(folder) / "src/version/model/model.safetensors").is_file()
     assert start_promotion(workspace, "1, approval='none', package=True").wait(SECONDS) == 0
     assert tag in workspace.api.artifacts(newest_promotion(workspace)["id"])["bento"]["data"]
+
+
+def test_a_bento_that_cannot_be_built_costs_no_promotion(workspace: Workspace) -> None:
+    nowhere, fault = {"BENTOML_HOME": "/dev/null/bentoml"}, "package failed: BentoML's store cannot be made"
+    num_before = len(requests_for_promotion(workspace))
+    forget_champion(workspace)
+    workspace.run("--package", "--promote", fails=True, **nowhere)
+    assert workspace.newest()["state"]["message"].startswith(fault)
+    wait_until(lambda: len(requests_for_promotion(workspace)) > num_before, lambda: "its promotion is not asked for")
+    assert start_promotion(workspace, "1, approval='none', package=True", **nowhere).wait(SECONDS) == 0
+    run = newest_promotion(workspace)
+    assert run["state"]["name"] == "Promoted"
+    assert run["state"]["message"].startswith(f"version 1 is the champion, without a Bento: {fault}")
+    assert run["state"]["message"] in workspace.api.logs(run["id"])
+    assert aliased(workspace, "champion") == "1"
 
 
 def test_a_gate_that_became_stricter_while_a_person_thought_refuses(workspace: Workspace) -> None:

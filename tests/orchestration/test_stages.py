@@ -282,7 +282,7 @@ def test_every_stage_has_its_hours(monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.pipeline import Hours
 
     monkeypatch.chdir(ROOT)
-    assert set(Hours.model_fields) == {*stage_names(), "registration", "gate"}
+    assert set(Hours.model_fields) == {*stage_names(), "registration", "gate", "package"}
 
 
 class StopError(Exception):

@@ -20,7 +20,7 @@ from prosemill.serving.desk import Desk
 from prosemill.serving.door import Door
 from prosemill.serving.meters import Meters
 from prosemill.serving.settings import ServiceSettings
-from tests.serving.bento import make_champion
+from tests.serving.real import make_champion
 
 NUM_ROWS = 4
 VERSION = 7

@@ -29,6 +29,9 @@ GREEDY: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 12, "temperature":
 LONG: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 200, "temperature": 2.0, "top_p": 1.0}  # the model ends its text sometimes
 
 
+LONG_TEXT = {"text": "word " * 70}  # some pieces, as the engine reads it
+
+
 def ask(served: Served, body: Any, path: str = "/generate") -> requests.Response:
     return requests.post(f"{served.url}{path}", json=body, timeout=60)
 
@@ -284,12 +287,32 @@ def slow_down(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "step", slowly)
 
 
+def slow_down_scores(served: Served, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have each piece of a text that is scored take 300 ms at least; the tokens of those that were."""
+    decoder, pieces = served.desk.champion.writer.engine._decoder, list[int]()
+    nll = decoder.nll
+
+    def slowly(row: int, tokens: Any, *given: Any, **options: Any) -> float:
+        pieces.append(len(tokens))
+        time.sleep(0.3)
+        return nll(row, tokens, *given, **options)
+
+    monkeypatch.setattr(decoder, "nll", slowly)
+    return pieces
+
+
+def num_tokens_of(served: Served, text: str) -> int:
+    """Of a text that is to be scored."""
+    return len(served.desk.champion.writer.frame(text).tokens)
+
+
 def is_empty(served: Served) -> bool:
     return served.desk.admission.num_requests == served.desk.champion.writer.engine.num_running == 0
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate/stream", "/v1/completions"])
-def test_a_client_that_goes_frees_its_row_and_its_place(served: Served, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_goes_frees_its_row_and_its_place(serve: Callable[..., Served], path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve()
     engine = served.desk.champion.writer.engine
     slow_down(served, monkeypatch)
     before = engine.num_steps
@@ -299,6 +322,44 @@ def test_a_client_that_goes_frees_its_row_and_its_place(served: Served, path: st
     wait_until(lambda: is_empty(served), "its row or its place is held")
     assert engine.num_steps - before < 100
     assert served.desk.admission.num_tokens == 0
+    wait_until(lambda: served.registry.get_sample_value("prosemill_answers_total", {"outcome": "cancelled"}) == 1, "it is counted")
+
+
+def test_a_client_that_goes_ends_the_scoring_of_its_text(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve()
+    pieces = slow_down_scores(served, monkeypatch)
+    leave(served, "/score", LONG_TEXT, lambda: wait_until(lambda: bool(pieces), "it is not scored"))
+    wait_until(lambda: is_empty(served), "its place is held")
+    assert served.desk.admission.num_tokens == 0
+    assert served.meter("scores_total", outcome="cancelled") == 1
+    wait_until(lambda: not served.desk.champion.writer.engine._waiting, "the engine goes on with it")
+    assert sum(pieces) < num_tokens_of(served, LONG_TEXT["text"])
+
+
+def test_a_text_that_is_not_scored_before_the_deadline_is_given_up(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(deadline=0.4)
+    pieces = slow_down_scores(served, monkeypatch)
+    answer = ask(served, LONG_TEXT, "/score")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
+    assert answer.json()["error"]["message"] == "the text was not scored in time: send a shorter one, or come back later"
+    assert is_empty(served)
+    assert served.meter("scores_total", outcome="deadline") == 1
+    wait_until(lambda: not served.desk.champion.writer.engine._waiting, "the engine goes on with it")
+    assert sum(pieces) < num_tokens_of(served, LONG_TEXT["text"])
+
+
+def test_prometheus_is_told_of_scores(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve()
+    assert ask(served, LONG_TEXT, "/score").ok
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(served.desk.champion.writer.engine._decoder, "nll", fail)
+    assert ask(served, LONG_TEXT, "/score").status_code == 500
+    assert [served.meter("scores_total", outcome=outcome) for outcome in ("scored", "failed")] == [1, 1]
+    assert (served.meter("scored_tokens_total"), served.meter("score_seconds_count")) == (num_tokens_of(served, LONG_TEXT["text"]), 1)
+    assert 0 < served.meter("score_seconds_sum") < 10
 
 
 def test_a_thousand_clients_that_leave_at_random_leave_nothing_behind(served: Served) -> None:

@@ -9,7 +9,7 @@ from prosemill.registry.champion import ChampionOfRegistry
 from prosemill.registry.store import Registry, package_digest
 from prosemill.serving.champion import load
 from prosemill.serving.settings import ServiceSettings
-from tests.serving.bento import make_champion
+from tests.serving.real import make_champion
 
 
 def test_code_in_a_package_is_refused_and_registered_with_it_is_not_run(

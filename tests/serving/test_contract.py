@@ -19,25 +19,27 @@ from hypothesis import strategies as st
 from schemathesis.checks import load_all_checks
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from tests.serving.bento import Bento, bento
+from tests.serving.real import RealService, real_service
 
 NUM_CASES = int(os.environ.get("PROSEMILL_TEST_CASES", "1000"))
 TAKING = ("/generate", "/generate/stream", "/score", "/v1/completions")
 GIVING = ("/v1/models", "/livez", "/readyz", "/metrics")
 UNSAID = re.compile(r"prompt has \d+ tokens|prompt and max_new_tokens are \d+ tokens|text is \d+ tokens|not both|makes no tokens")
 """What no schema can say of a body: how many tokens a text is."""
+BROKEN_OFF = re.compile(r'^(event: error$|data: \{"error":)', re.MULTILINE)
+"""In a stream that began as an answer."""
 trying = settings(max_examples=NUM_CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
-def service(champion: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bento]:
+def service(champion: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealService]:
     """The real service, which ends every answer soon."""
-    with bento(champion, tmp_path_factory.mktemp("contract") / "log", PROSEMILL_DEADLINE="0.05") as service:
+    with real_service(champion, tmp_path_factory.mktemp("contract") / "log", PROSEMILL_DEADLINE="0.05") as service:
         yield service
 
 
 @pytest.fixture(scope="module")
-def document(service: Bento) -> Any:
+def document(service: RealService) -> Any:
     load_all_checks()
     return schemathesis.openapi.from_url(f"{service.url}/openapi.json")
 
@@ -81,7 +83,8 @@ def test_what_takes_nothing_gives_what_the_document_says(document: Any, path: st
 
 
 def check_shape(answer: Any) -> None:
-    """What is refused is refused in the one shape, in one line."""
+    """What is refused is refused in the one shape, in one line, and not after it was granted."""
+    assert not BROKEN_OFF.search(answer.text), answer.text
     if answer.status_code >= 300:
         error = json.loads(answer.content)["error"]
         assert set(error) == {"message", "type", "param", "code"}
@@ -111,11 +114,21 @@ bodies = st.one_of(
     kind=st.sampled_from(("application/json",) * 5 + ("application/json; charset=utf-16", "text/plain", "multipart/form-data", "")),
     query=st.text(st.characters(codec="utf-8"), max_size=20),
 )
-def test_no_bytes_at_all_make_it_fail(service: Bento, path: str, method: str, body: bytes, kind: str, query: str) -> None:
+def test_no_bytes_at_all_make_it_fail(service: RealService, path: str, method: str, body: bytes, kind: str, query: str) -> None:
     answer = requests.request(method, service.url + path, params=query, data=body, headers={"Content-Type": kind}, timeout=60)
     assert answer.status_code < 500, answer.text
     if method != "HEAD":
         check_shape(answer)
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", None], ids=str)
+@pytest.mark.parametrize("path", [*TAKING, *GIVING, "/openapi.json", "/ui/"])
+def test_no_browser_is_told_to_show_an_answer_to_another_page(service: RealService, path: str, origin: str | None) -> None:
+    given = {"Origin": origin or service.url, "Content-Type": "application/json"}
+    asked = given | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    for method, headers in (("OPTIONS", asked), ("POST", given), ("GET", given)):
+        answer = requests.request(method, service.url + path, json={"prompt": "a"}, headers=headers, timeout=60)
+        assert answer.headers.get("Access-Control-Allow-Origin") in (None, service.url)  # which Gradio's page grants itself
 
 
 BREAKING = (b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}", b'{"prompt": "a", "\\ud800\\n": 1}', b'{"temperature": 1e999}')
@@ -123,7 +136,7 @@ BREAKING = (b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}", b'{"prompt": "a",
 
 @pytest.mark.parametrize("path", TAKING)
 @pytest.mark.parametrize("body", BREAKING, ids=("deep", "long", "half", "infinite"))
-def test_json_that_breaks_parsers_is_refused(service: Bento, path: str, body: bytes) -> None:
+def test_json_that_breaks_parsers_is_refused(service: RealService, path: str, body: bytes) -> None:
     answer = requests.post(service.url + path, data=body, headers={"Content-Type": "application/json"}, timeout=60)
     assert answer.status_code == 400
     check_shape(answer)

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from tests.end_to_end.house import living, until
-from tests.serving.bento import Bento, bento
+from tests.serving.real import RealService, real_service
 
 DRAIN = 4.0
 SHORT: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 60, "temperature": 1.0, "seed": 3}
@@ -19,12 +19,12 @@ ENDLESS: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 4000, "
 
 
 @pytest.fixture
-def service(champion: Path, tmp_path: Path) -> Iterator[Bento]:
-    with bento(champion, tmp_path / "log", PROSEMILL_DRAIN=str(DRAIN), PROSEMILL_NUM_ROWS="8") as service:
+def service(champion: Path, tmp_path: Path) -> Iterator[RealService]:
+    with real_service(champion, tmp_path / "log", PROSEMILL_DRAIN=str(DRAIN), PROSEMILL_NUM_ROWS="8") as service:
         yield service
 
 
-def stream(service: Bento, body: dict[str, Any]) -> requests.Response:
+def stream(service: RealService, body: dict[str, Any]) -> requests.Response:
     """An answer that has begun."""
     answer = requests.post(f"{service.url}/generate/stream", json=body, stream=True, timeout=60)
     assert answer.raw.read(1) == b"e"
@@ -40,7 +40,7 @@ def rest(answer: requests.Response) -> list[tuple[str, Any]]:
     ]
 
 
-def test_on_sigterm_newcomers_are_refused_and_the_others_end(service: Bento) -> None:
+def test_on_sigterm_newcomers_are_refused_and_the_others_end(service: RealService) -> None:
     whole = requests.post(f"{service.url}/generate", json=SHORT, timeout=60).json()
     processes = service.processes()
     endless, short = stream(service, ENDLESS), stream(service, SHORT)
@@ -63,7 +63,7 @@ def test_on_sigterm_newcomers_are_refused_and_the_others_end(service: Bento) -> 
     assert "Traceback" not in service.log.read_text(), service.log.read_text()
 
 
-def test_a_client_that_does_not_read_does_not_keep_it(service: Bento) -> None:
+def test_a_client_that_does_not_read_does_not_keep_it(service: RealService) -> None:
     with stream(service, ENDLESS | {"n": 8}):
         begin = time.monotonic()
         service.process.send_signal(signal.SIGINT)

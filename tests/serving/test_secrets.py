@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.serving.bento import Bento, bento
 from tests.serving.conftest import wait_until
+from tests.serving.real import RealService, real_service
 from tests.test_telemetry import SPY
 
 PROMPT, KEY = "canaryprompt", "canarykey-of-some-length"
@@ -52,7 +52,7 @@ class Taking(BaseHTTPRequestHandler):
 class Watched:
     """The service, and all that it tells others."""
 
-    service: Bento
+    service: RealService
     collector: Collector
     report: Path
     """Of the spy."""
@@ -80,7 +80,7 @@ def watched(champion: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         threading.Thread(target=collector.serve_forever, daemon=True).start()
         given = {"PYTHONPATH": str(folder), "SPY_REPORT": str(folder / "report"), "OTEL_BSP_SCHEDULE_DELAY": "100"}
         given |= {"PROSEMILL_API_KEYS_FILE": str(folder / "keys"), "BENTOML_CONFIG_OPTIONS": OPTIONS.format(port=collector.server_port)}
-        with bento(champion, folder / "log", **given) as service:
+        with real_service(champion, folder / "log", **given) as service:
             yield Watched(service, collector, folder / "report")
         collector.shutdown()
 

@@ -26,7 +26,7 @@ CONTEXT = 4096
 
 
 @dataclass(frozen=True)
-class Bento:
+class RealService:
     """A service that is ready, until its process ends."""
 
     url: str
@@ -64,13 +64,13 @@ def make_champion(folder: Path, tiny_model: Path, texts: list[str], store: Path,
 
 
 @contextmanager
-def bento(folder: Path, log: Path, **variables: str) -> Iterator[Bento]:
+def real_service(folder: Path, log: Path, **variables: str) -> Iterator[RealService]:
     """Serve a workspace's champion while the block runs; what the block has not ended is killed."""
     port = free_port()
     given = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "PROSEMILL_"))}
     given |= {"BENTOML_HOME": str(folder / "bentoml"), "PROSEMILL_NUM_ROWS": "4", **variables}
     with serving(port, folder=folder, environment=given, log=log) as process:
-        service = Bento(f"http://127.0.0.1:{port}", process, log)
+        service = RealService(f"http://127.0.0.1:{port}", process, log)
         started = service.processes()
         try:
             yield service

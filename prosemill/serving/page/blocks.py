@@ -122,7 +122,8 @@ class _Page:
         names = ("prompt", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
         self.fields = {name: getattr(self, name) for name in names}
         buttons = [self.generate, self.stop]
-        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        # Values come as they are sent: what Gradio says of one that does not fit goes to the log and quotes it.
+        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
         begun = gr.on([self.generate.click, self.prompt.submit], self._begin, None, [self.head, self.report, *buttons], **hidden)
         # Values of few parts: Gradio makes a part anew for an update of it and where it is left out, which takes milliseconds each time.
         writing = begun.then(self._write, [self.with_base, *self.fields.values()], [self.note, self.answers], **hidden)
@@ -145,7 +146,7 @@ class _Page:
         if not fields["prompt"]:
             yield _fault("Type the beginning of a text first")
             return
-        fields["seed"] = (fields["seed"] or "").strip() or secrets.randbelow(LARGEST_SEED)
+        fields["seed"] = str(fields["seed"] or "").strip() or secrets.randbelow(LARGEST_SEED)
         try:
             wanted = GenerateRequest.model_validate(fields, strict=False)  # the seed is text
             async with aclosing(write(self._desk(), wanted, with_base=with_base)) as writing:

@@ -13,7 +13,8 @@ from starlette.types import ASGIApp
 from prosemill.registry.answers import name_answer
 from prosemill.serving.admission import BusyError
 from prosemill.serving.desk import Desk
-from prosemill.serving.errors import EngineError, TooLongError, UnavailableError, fault_line
+from prosemill.serving.door import note_failure
+from prosemill.serving.errors import BROKEN, EngineError, TooLongError, UnavailableError, fault_line
 from prosemill.serving.messages import DEFAULT, DEFAULT_LENGTH, GenerateRequest
 from prosemill.serving.page.answering import write
 from prosemill.serving.page.fragments import cards, empty_cards, head, note, report
@@ -159,6 +160,9 @@ class _Page:
             yield _fault(fault_line(str(fault["loc"][0]), fault["msg"]))
         except (BusyError, TooLongError, EngineError, UnavailableError) as error:
             yield _fault(str(error))
+        except Exception as error:  # noqa: BLE001 - Gradio would print it, with what it quotes
+            note_failure(error)
+            yield _fault(BROKEN)
 
 
 def _fault(line: str) -> tuple[Any, Any]:

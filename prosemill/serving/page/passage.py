@@ -8,7 +8,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prosemill.serving.errors import fault_line, refusal
+from prosemill.serving.errors import BROKEN, fault_line, refusal
 from prosemill.serving.guard import read_body, replay
 from prosemill.serving.page.asked import Listen, read
 
@@ -24,7 +24,7 @@ HEADERS = {
 }
 """The browser holds the page to it: it loads from nowhere else, and stands in no other page."""
 NO_ROUTE = "the page has no such route"
-WORDS = {404: NO_ROUTE, 503: "too many ask the page at once: ask again"}
+WORDS = {404: NO_ROUTE, 500: BROKEN, 503: "too many ask the page at once: ask again"}
 
 
 class Passage:

@@ -1,13 +1,15 @@
 """What the page's routes take: what the page sends, and nothing else, as Gradio would read files and addresses out of any value."""
 
 import json
+import time
 from typing import Any
 
 import pytest
 import requests
 
-from prosemill.serving.page import PATH
-from tests.serving.conftest import Served
+from prosemill.serving.page import PATH, sessions
+from tests.serving.conftest import Served, wait_until
+from tests.serving.test_app import is_empty, slow_down
 from tests.serving.visit import Visit
 
 CANARY = "canaryprompt"
@@ -104,3 +106,48 @@ def test_a_value_that_makes_no_sense_is_a_line_on_the_page_and_none_in_the_log(
     printed = "".join(capfd.readouterr())
     assert CANARY not in printed
     assert "Traceback" not in printed
+
+
+def kept(served: Served, session: str) -> list[str]:
+    """What Gradio holds of a session."""
+    blocks = served.app.state.page.begin().result()[0]
+    queue = blocks._queue
+    places = {"messages": queue.pending_messages_per_session, "calls": queue.pending_event_ids_session}
+    places |= {"state": blocks.state_holder.session_data, "times": blocks.state_holder.time_last_used}
+    return [name for name, place in places.items() if session in place] + ["events"] * len(queue.event_ids_to_events)
+
+
+def test_who_does_not_listen_is_not_written_for_and_forgotten(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down(served, monkeypatch)
+    monkeypatch.setattr(sessions, "SECONDS", 0.5)
+    engine = served.desk.champion.writer.engine
+    before = engine.num_steps
+    visits = [Visit(served.url).generate("The history of", new=200) for _ in range(2)]
+    wait_until(lambda: engine.num_running == 2, "they are not written")
+    wait_until(lambda: is_empty(served), "the rows or the places are held")
+    assert 0 < engine.num_steps - before < 100
+    wait_until(lambda: not any(kept(served, visit.session) for visit in visits), "something is kept")
+    check_refused(visits[0].listen(), 404)
+    assert "answer-v7-" in visits[0].generate("The history of").note()
+
+
+def test_who_listens_is_kept_between_calls(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "SECONDS", 0.5)
+    visit = Visit(served.url)
+    for _ in range(3):
+        assert "answer-v7-" in visit.generate("The history of", new=200).note()
+        time.sleep(0.3)
+    assert set(kept(served, visit.session)) == {"messages", "calls", "state", "times"}
+    wait_until(lambda: not kept(served, visit.session), "something is kept")
+
+
+def test_who_does_not_read_is_not_written_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down(served, monkeypatch)
+    monkeypatch.setattr(sessions, "MOST_UNREAD", 5)
+    engine = served.desk.champion.writer.engine
+    before = engine.num_steps
+    visit = Visit(served.url).generate("The history of", new=200)
+    wait_until(lambda: not is_empty(served), "it is not written")
+    wait_until(lambda: is_empty(served), "the row or the place is held")
+    assert 0 < engine.num_steps - before < 100
+    check_refused(visit.join(*WRITE), 400)

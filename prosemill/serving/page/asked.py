@@ -23,12 +23,17 @@ class Asked(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
-class Join(Asked):
+class OfSession(Asked):
+    """By a browser that opened the page; by itself: tell what becomes of its calls."""
+
+    session_hash: Session
+
+
+class Join(OfSession):
     """Have a function called with the values of its parts."""
 
     data: list[str | float | bool | None]
     fn_index: Function
-    session_hash: Session
 
     @model_validator(mode="after")
     def _is_a_call(self, info: ValidationInfo) -> Self:
@@ -40,16 +45,9 @@ class Join(Asked):
         return self
 
 
-class Listen(Asked):
-    """Be told what becomes of one's calls."""
-
-    session_hash: Session
-
-
-class Cancel(Asked):
+class Cancel(OfSession):
     """End a call."""
 
-    session_hash: Session
     fn_index: Function
     event_id: Event
 

@@ -19,6 +19,7 @@ from prosemill.serving.messages import DEFAULT, DEFAULT_LENGTH, GenerateRequest
 from prosemill.serving.page.answering import write
 from prosemill.serving.page.fragments import cards, empty_cards, head, note, report
 from prosemill.serving.page.look import CSS, ICON, theme
+from prosemill.serving.page.sessions import is_behind
 
 TITLE = "Prosemill"
 MOST_NEW_TOKENS = 1024
@@ -60,10 +61,11 @@ def make_blocks(desk: Callable[[], Desk]) -> gr.Blocks:
     """Make the page for the champion that the desk has, and those that follow it."""
     blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
     with blocks:
-        _Page(desk)
+        _Page(desk, blocks)
     blocks.max_threads = MOST_AT_ONCE
     blocks.queue(default_concurrency_limit=None, max_size=MOST_AT_ONCE, api_open=False)
     blocks._queue.sleep_when_free = SECONDS_BETWEEN_LOOKS
+    blocks._queue.ANALYTICS_MAX_EVENTS = 1  # of 10,000 it would make a table after each event
     return blocks
 
 
@@ -75,8 +77,8 @@ def _html(value: str | Callable[[], str], **options: Any) -> gr.HTML:
 class _Page:
     """The parts by their names, and their events."""
 
-    def __init__(self, desk: Callable[[], Desk]) -> None:
-        self._desk = desk
+    def __init__(self, desk: Callable[[], Desk], blocks: gr.Blocks) -> None:
+        self._desk, self._blocks = desk, blocks
         champion = desk().champion
         self._has_base = champion.base is not None
         self.head = _html(lambda: head(desk().champion))
@@ -141,7 +143,7 @@ class _Page:
     def _stop(self) -> tuple[Any, ...]:
         return note("Stopped"), *self._at_rest()
 
-    async def _write(self, with_base: bool, *given: Any) -> AsyncGenerator[tuple[Any, Any], None]:
+    async def _write(self, request: gr.Request, with_base: bool, *given: Any) -> AsyncGenerator[tuple[Any, Any], None]:
         """Write an answer, or say in one line why there is none."""
         fields = dict(zip(self.fields, given, strict=True))
         if not fields["prompt"]:
@@ -152,6 +154,8 @@ class _Page:
             wanted = GenerateRequest.model_validate(fields, strict=False)  # the seed is text
             async with aclosing(write(self._desk(), wanted, with_base=with_base)) as writing:
                 async for answers in writing:
+                    if is_behind(self._blocks, request.session_hash or ""):
+                        return
                     shown = cards(wanted.prompt, answers)
                     yield note("Writing …"), shown
             yield note(f"Seed {wanted.seed} · {name_answer(answers[0].champion.version)}"), shown

@@ -20,7 +20,7 @@ from prosemill.registry.answers import name_answer
 from prosemill.serving import completions, health
 from prosemill.serving.admission import BusyError
 from prosemill.serving.desk import READING_SECONDS, Desk, GoneError, unless_gone
-from prosemill.serving.errors import EngineError, TooLongError, UnavailableError, error_body, fault_line, refusal, refusals
+from prosemill.serving.errors import BROKEN, EngineError, TooLongError, UnavailableError, error_body, fault_line, refusal, refusals
 from prosemill.serving.events import EventStream, event
 from prosemill.serving.messages import Ended, GenerateAnswer, GenerateRequest, ScoreAnswer, ScoreRequest, StreamEnd, Text, Usage
 from prosemill.serving.page import PATH, Page
@@ -149,4 +149,4 @@ async def _say_nothing(_: Request, __: Exception) -> Response:
 
 
 async def _say_sorry(_: Request, __: Exception) -> Response:
-    return refusal(500, "the service is broken here: its log says where")
+    return refusal(500, BROKEN)

@@ -80,13 +80,18 @@ class Log:
         try:
             await self._app(scope, receive, send_noted)
         except Exception as error:  # noqa: BLE001 - whatever is broken inside, it is said here, and was answered
-            _note(f"{type(error).__name__} in\n{''.join(traceback.format_tb(error.__traceback__, NUM_FRAMES))}")
+            note_failure(error)
         finally:
             if scope["type"] == "http" and scope["path"] not in HEALTH:
                 seconds = round(time.monotonic() - begin, 3)
                 now = datetime.now(UTC).isoformat(timespec="milliseconds")
                 path = scope["path"][:LONGEST_PATH]
                 _note(json.dumps({"time": now, "method": scope["method"], "path": path, "status": status, "seconds": seconds}))
+
+
+def note_failure(error: Exception) -> None:
+    """Say what has failed and where, without its message, which may quote a prompt."""
+    _note(f"{type(error).__name__} in\n{''.join(traceback.format_tb(error.__traceback__, NUM_FRAMES))}")
 
 
 def _forget_query(scope: Message) -> None:

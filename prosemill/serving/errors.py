@@ -23,6 +23,8 @@ REFUSALS: dict[int | str, str] = {
 }
 """Statuses that the routes answer with, and what each means."""
 
+BROKEN = "the service is broken here: its log says where"
+
 
 class Fault(BaseModel):
     """What is wrong."""

@@ -60,10 +60,10 @@ class Guard:
             await answer(scope, receive, send)
         elif scope["method"] in WITHOUT_BODY:
             await self._app(scope, receive, send)
-        elif (body := await _read(receive)) is None:
+        elif (body := await read_body(receive)) is None:
             await refusal(413, f"the body is longer than {MAX_BODY:,} bytes: send less")(scope, receive, send)
         else:
-            await self._app(scope, _replay(body, receive), send)
+            await self._app(scope, replay(body, receive), send)
 
     def _fault(self, scope: Message) -> tuple[int, str] | None:
         """Status and reason why a request may not come in; None if it may."""
@@ -121,7 +121,7 @@ def _key_in(authorization: bytes) -> bytes | None:
     return None
 
 
-async def _read(receive: Receive) -> bytes | None:
+async def read_body(receive: Receive) -> bytes | None:
     """A request's body; None if it is too long, or its client has gone."""
     body = bytearray()
     while True:
@@ -133,7 +133,7 @@ async def _read(receive: Receive) -> bytes | None:
             return bytes(body)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
     """Give the application a body that has been read; after it, whatever else comes."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

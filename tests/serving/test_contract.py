@@ -24,6 +24,7 @@ from tests.serving.real import RealService, real_service
 NUM_CASES = int(os.environ.get("PROSEMILL_TEST_CASES", "1000"))
 TAKING = ("/generate", "/generate/stream", "/score", "/v1/completions")
 GIVING = ("/v1/models", "/livez", "/readyz", "/metrics")
+PAGE = ("/ui", "/ui/config", "/ui/static/x", *(f"/ui/gradio_api/{name}" for name in ("queue/join", "queue/data", "cancel", "reset")))
 UNSAID = re.compile(r"prompt has \d+ tokens|prompt and max_new_tokens are \d+ tokens|text is \d+ tokens|not both|makes no tokens")
 """What no schema can say of a body: how many tokens a text is."""
 BROKEN_OFF = re.compile(r'^(event: error$|data: \{"error":)', re.MULTILINE)
@@ -99,16 +100,18 @@ anything = st.recursive(
     max_leaves=8,
 )
 FIELDS = ("prompt", "text", "model", "n", "stop", "seed", "temperature", "top_p", "max_new_tokens", "timeout", "stream", "stream_options")
+PAGE_FIELDS = ("data", "fn_index", "session_hash", "event_id")
+named = st.sampled_from(FIELDS + PAGE_FIELDS)
 bodies = st.one_of(
     st.binary(max_size=200),
     anything.map(lambda value: json.dumps(value).encode()),
-    st.dictionaries(st.sampled_from(FIELDS), anything).map(lambda body: json.dumps({"prompt": "a", "model": "prosemill"} | body).encode()),
+    st.dictionaries(named, anything).map(lambda body: json.dumps({"prompt": "a", "model": "prosemill"} | body).encode()),
 )
 
 
 @trying
 @given(
-    path=st.sampled_from((*TAKING, *GIVING, "/openapi.json", "/", "/nowhere%00%0a")),
+    path=st.sampled_from((*TAKING, *GIVING, *PAGE, "/openapi.json", "/", "/nowhere%00%0a")),
     method=st.sampled_from(("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE")),
     body=bodies,
     kind=st.sampled_from(("application/json",) * 5 + ("application/json; charset=utf-16", "text/plain", "multipart/form-data", "")),

@@ -17,6 +17,7 @@ from prosemill.generation.writer import Writer
 from prosemill.serving.stream import Stream
 from tests.serving.conftest import Served, wait_until
 from tests.serving.test_app import GREEDY, LONG, PROMPT, ask, events, slow_down
+from tests.serving.visit import Visit
 
 CANARY = "canaryprompt"
 COMPLETION: dict[str, Any] = {"model": "prosemill", "prompt": PROMPT}
@@ -86,9 +87,10 @@ def test_an_engine_that_ends_is_said_to_all_and_nobody_waits_for_it(serve: Calla
     assert served.meter("answers_total", outcome="failed") == 6
 
 
+@pytest.mark.parametrize("on_page", [False, True], ids=["asked", "on the page"])
 @pytest.mark.parametrize("part", ["reading", "writing", "routes"])
 def test_what_a_broken_service_prints_quotes_nobody(
-    serve: Callable[..., Served], part: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    serve: Callable[..., Served], part: str, on_page: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     served = serve()
     writer = served.desk.champion.writer
@@ -98,18 +100,24 @@ def test_what_a_broken_service_prints_quotes_nobody(
 
     broken = {"reading": (writer, "read"), "writing": (writer.engine._decoder, "read"), "routes": (served.desk, "enter")}
     monkeypatch.setattr(*broken[part], fail)
-    answer = ask(served, GREEDY | {"prompt": CANARY})
-    assert answer.status_code == 500
-    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    if on_page:
+        assert 'class="note fault"' in Visit(served.url).generate(CANARY).note()
+        said = "/queue/data"
+    else:
+        answer = ask(served, GREEDY | {"prompt": CANARY})
+        assert answer.status_code == 500
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+        said = '"status": 500'
     printed = ""
 
     def is_said() -> bool:
         nonlocal printed
         printed += "".join(capfd.readouterr())
-        return '"status": 500' in printed
+        return said in printed
 
     wait_until(is_said, "it is said")
     assert part == "writing" or "KeyError in\n" in printed, "it says what, and where"
+    assert "Traceback" not in printed
     assert CANARY not in printed
 
 

@@ -1,6 +1,5 @@
 """The page at /ui: what it lets in, and what a person does with it, in a browser."""
 
-import itertools
 import json
 import re
 import threading
@@ -23,14 +22,13 @@ from tests.browser import Browser, needs_browser, running_browser
 from tests.models import write_model
 from tests.serving.conftest import NUM_ROWS, Served, serving, wait_until
 from tests.serving.test_app import is_empty, slow_down
+from tests.serving.visit import Visit
 
 KEY = "a-key-of-some-length"
 METRICS = json.loads((Path(__file__).parents[2] / "metrics/evaluation.json").read_text(encoding="utf-8"))
-NEEDED = {"/", "/config", "/theme.css", "/assets/x", "/static/x", "/gradio_api/queue/data", "/gradio_api/startup-events"}
+NEEDED = {"/", "/config", "/theme.css", "/assets/x", "/static/x", "/gradio_api/queue/data"}
 NEEDED_POSTS = {"/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset"}
 LONG: dict[str, Any] = {"new": 200, "temperature": 0}
-
-sessions = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -73,40 +71,6 @@ def routes(served: Served) -> list[tuple[str, str]]:
 def needs(method: str, path: str) -> bool:
     """Whether the page needs a route."""
     return path in (NEEDED_POSTS if method == "POST" else NEEDED)
-
-
-class Visit:
-    """What a browser that has opened the page says to it."""
-
-    def __init__(self, served: Served) -> None:
-        self._url, self._session = f"{served.url}{PATH}/gradio_api", f"session{next(sessions)}"
-        config = requests.get(f"{served.url}{PATH}/config", timeout=60).json()
-        parts = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
-        outputs = [[parts[output] for output in each["outputs"]] for each in config["dependencies"]]
-        self._function = outputs.index(["note", "answers"])
-
-    def generate(self, prompt: str, *, new: int = 12, temperature: float = 0, seed: str = "1", beside: bool = False) -> "Visit":
-        """Click on *Generate*."""
-        data = [beside, prompt, new, temperature, 0.9, 50, 1.0, seed]
-        body: dict[str, Any] = {"data": data, "fn_index": self._function, "session_hash": self._session}
-        answer = requests.post(f"{self._url}/queue/join", json=body, timeout=60)
-        assert answer.status_code == 200, answer.text
-        return self
-
-    def listen(self) -> requests.Response:
-        """What is sent then."""
-        return requests.get(f"{self._url}/queue/data", params={"session_hash": self._session}, stream=True, timeout=60)
-
-    def note(self) -> str:
-        """What the line below the buttons says at the end."""
-        shown = ""
-        with self.listen() as told:
-            for line in told.iter_lines():
-                message = json.loads(line.removeprefix(b"data: ")) if line else {}
-                if message.get("msg") == "process_completed":
-                    assert message["success"], message
-                    shown = message["output"]["data"][0]
-        return shown
 
 
 def test_gradios_routes_are_shut_but_for_those_that_the_page_needs(paged: Served) -> None:
@@ -156,7 +120,7 @@ def test_the_page_may_load_from_nowhere_else_and_stand_in_no_other(paged: Served
     ids=["empty", "too long", "seed", "null"],
 )
 def test_a_mistake_is_one_line_on_the_page(paged: Served, given: dict[str, Any], words: str) -> None:
-    note = Visit(paged).generate(**given).note()
+    note = Visit(paged.url).generate(**given).note()
     assert 'class="note fault"' in note
     assert words in note
 
@@ -164,9 +128,9 @@ def test_a_mistake_is_one_line_on_the_page(paged: Served, given: dict[str, Any],
 def test_the_page_is_admitted_as_the_routes_are(tiny_model: Path, other_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with with_base(tiny_model, other_model, max_requests=2) as served:
         slow_down(served, monkeypatch)
-        first = Visit(served).generate("The history of", beside=True, **LONG)
+        first = Visit(served.url).generate("The history of", beside=True, **LONG)
         wait_until(lambda: served.desk.champion.num_running == 2, "the answer and the base model's are written")
-        assert "the service is busy: come back in" in Visit(served).generate("The history of").note()
+        assert "the service is busy: come back in" in Visit(served.url).generate("The history of").note()
         assert requests.post(f"{served.url}/generate", json={"prompt": "a"}, timeout=60).status_code == 429
         assert "answer-v8-" in first.note()
         assert served.meter("rejections_total") == 2
@@ -182,16 +146,16 @@ def test_no_limit_of_gradios_keeps_people_waiting_where_there_is_room(tiny_model
         step = decoder.step
         monkeypatch.setattr(decoder, "step", lambda *given: goes_on.wait() and step(*given))
         for _ in range(many):
-            stack.enter_context(Visit(served).generate("The history of", **LONG).listen())
+            stack.enter_context(Visit(served.url).generate("The history of", **LONG).listen())
         wait_until(lambda: served.desk.admission.num_requests == many, "some are kept waiting")
-        assert "the service is busy: come back in" in Visit(served).generate("The history of").note()
+        assert "the service is busy: come back in" in Visit(served.url).generate("The history of").note()
 
 
 def test_a_page_that_is_closed_frees_its_rows(paged: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     slow_down(paged, monkeypatch)
     engine = paged.desk.champion.writer.engine
     before = engine.num_steps
-    visit = Visit(paged).generate("The history of", beside=True, **LONG)
+    visit = Visit(paged.url).generate("The history of", beside=True, **LONG)
     with visit.listen():
         wait_until(lambda: paged.desk.champion.num_running == 2, "they are not written")
     wait_until(lambda: is_empty(paged) and paged.desk.champion.num_running == 0, "a row or a place is held")
@@ -201,9 +165,9 @@ def test_a_page_that_is_closed_frees_its_rows(paged: Served, monkeypatch: pytest
 
 def test_the_next_answer_comes_from_the_next_champion_and_says_so(tiny_model: Path, other_model: Path) -> None:
     with with_base(tiny_model, other_model) as served, Writer.open(other_model, precision="fp32", num_rows=NUM_ROWS) as writer:
-        assert "answer-v8-" in Visit(served).generate("The history of").note()
+        assert "answer-v8-" in Visit(served.url).generate("The history of").note()
         served.desk.swap(Champion(9, "fp32", writer, lambda: None))
-        assert "answer-v9-" in Visit(served).generate("The history of").note()
+        assert "answer-v9-" in Visit(served.url).generate("The history of").note()
 
 
 def test_a_version_whose_evaluation_says_little_has_a_page_too(paged: Served) -> None:

@@ -4,6 +4,7 @@ The service runs as users start it, with keys in a file, with traces on, and und
 """
 
 import json
+import os
 import pickle
 import re
 import threading
@@ -19,6 +20,7 @@ import requests
 
 from tests.serving.conftest import wait_until
 from tests.serving.real import RealService, real_service
+from tests.serving.visit import Visit
 from tests.test_telemetry import SPY
 
 PROMPT, KEY = "canaryprompt", "canarykey-of-some-length"
@@ -79,6 +81,7 @@ def watched(champion: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with Collector() as collector:
         threading.Thread(target=collector.serve_forever, daemon=True).start()
         given = {"PYTHONPATH": str(folder), "SPY_REPORT": str(folder / "report"), "OTEL_BSP_SCHEDULE_DELAY": "100"}
+        given |= {"GRADIO_TEMP_DIR": str(folder / "gradio")}
         given |= {"PROSEMILL_API_KEYS_FILE": str(folder / "keys"), "BENTOML_CONFIG_OPTIONS": OPTIONS.format(port=collector.server_port)}
         with real_service(champion, folder / "log", **given) as service:
             yield Watched(service, collector, folder / "report")
@@ -100,6 +103,13 @@ def test_a_prompt_and_a_key_are_told_to_nobody(watched: Watched) -> None:
     assert watched.ask(data=PROMPT, headers=ALLOWED | {"Content-Type": "text/plain"}) == 415
     assert watched.ask(json=long, headers={"Authorization": f"Bearer {KEY}x"}) == 401
     assert watched.ask(json=long, headers={"Authorization": f"Basic {KEY}"}) == 401
+    visit = Visit(watched.service.url, headers=ALLOWED)
+    assert "answer-v" in visit.generate(PROMPT).note()
+    assert "temperature: " in visit.generate(PROMPT, temperature=PROMPT).note()
+    assert "seed: " in visit.generate(PROMPT, seed=PROMPT).note()
+    assert visit.join(PROMPT, fn_index=PROMPT).status_code == 400
+    assert watched.ask(f"/ui/gradio_api/queue/data?session_hash={PROMPT}", "GET") == 404
+    assert watched.ask(f"/ui?{PROMPT}", "GET") == 200
     assert watched.ask("/the-last", "GET") == 404
     wait_until(lambda: b"/the-last" in b"".join(watched.collector.taken), "all have their traces")
     told = watched.told
@@ -121,6 +131,26 @@ def test_a_line_break_in_a_path_makes_no_line_of_its_own(watched: Watched) -> No
     assert not [line for line in lines if line.startswith(forged[:20])]
     for line in lines:
         assert not line.startswith("{") or set(json.loads(line)) == {"time", "method", "path", "status", "seconds"}
+
+
+@pytest.mark.parametrize("place", ["/etc/hostname", "{fifo}", "http://192.0.2.1/x", "http://example.invalid/x"])
+@pytest.mark.parametrize("name", ["path", "url"])
+def test_a_value_of_the_page_that_looks_like_a_file_is_neither_read_nor_fetched(
+    watched: Watched, name: str, place: str, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")  # who opens it waits for ever
+    place = place.format(fifo=tmp_path / "fifo")
+    visit = Visit(watched.service.url, headers=ALLOWED)
+    looks_like_a_file = {"path": place, name: place, "orig_name": PROMPT, "meta": {"_type": "gradio.FileData"}}
+    for value in (looks_like_a_file, [looks_like_a_file], {"value": looks_like_a_file}):
+        watched.answers.append(visit.join(False, value, 12, 0, 0.9, 50, 1.0, "1"))
+        assert watched.answers[-1].status_code == 400
+    watched.answers.append(visit.join(fn_index=0, data=[], event_data=looks_like_a_file, oauth_token=PROMPT, trigger_id=looks_like_a_file))
+    assert watched.answers[-1].status_code == 200
+    assert requests.get(f"{watched.service.url}/livez", timeout=5).ok
+    assert not [path for path in (watched.report.parent / "gradio").rglob("*") if path.is_file()], "nothing was copied"
+    assert not watched.report.exists(), "nobody was called"
+    assert PROMPT not in watched.told
 
 
 class Canary:

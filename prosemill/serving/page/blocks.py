@@ -13,11 +13,13 @@ from starlette.types import ASGIApp
 from prosemill.registry.answers import name_answer
 from prosemill.serving.admission import BusyError
 from prosemill.serving.desk import Desk
-from prosemill.serving.errors import EngineError, TooLongError, UnavailableError, fault_line
+from prosemill.serving.door import note_failure
+from prosemill.serving.errors import BROKEN, EngineError, TooLongError, UnavailableError, fault_line
 from prosemill.serving.messages import DEFAULT, DEFAULT_LENGTH, GenerateRequest
 from prosemill.serving.page.answering import write
 from prosemill.serving.page.fragments import cards, empty_cards, head, note, report
 from prosemill.serving.page.look import CSS, ICON, theme
+from prosemill.serving.page.sessions import is_behind
 
 TITLE = "Prosemill"
 MOST_NEW_TOKENS = 1024
@@ -59,10 +61,11 @@ def make_blocks(desk: Callable[[], Desk]) -> gr.Blocks:
     """Make the page for the champion that the desk has, and those that follow it."""
     blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
     with blocks:
-        _Page(desk)
+        _Page(desk, blocks)
     blocks.max_threads = MOST_AT_ONCE
     blocks.queue(default_concurrency_limit=None, max_size=MOST_AT_ONCE, api_open=False)
     blocks._queue.sleep_when_free = SECONDS_BETWEEN_LOOKS
+    blocks._queue.ANALYTICS_MAX_EVENTS = 1  # of 10,000 it would make a table after each event
     return blocks
 
 
@@ -74,8 +77,8 @@ def _html(value: str | Callable[[], str], **options: Any) -> gr.HTML:
 class _Page:
     """The parts by their names, and their events."""
 
-    def __init__(self, desk: Callable[[], Desk]) -> None:
-        self._desk = desk
+    def __init__(self, desk: Callable[[], Desk], blocks: gr.Blocks) -> None:
+        self._desk, self._blocks = desk, blocks
         champion = desk().champion
         self._has_base = champion.base is not None
         self.head = _html(lambda: head(desk().champion))
@@ -122,7 +125,8 @@ class _Page:
         names = ("prompt", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
         self.fields = {name: getattr(self, name) for name in names}
         buttons = [self.generate, self.stop]
-        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        # Values come as they are sent: what Gradio says of one that does not fit goes to the log and quotes it.
+        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
         begun = gr.on([self.generate.click, self.prompt.submit], self._begin, None, [self.head, self.report, *buttons], **hidden)
         # Values of few parts: Gradio makes a part anew for an update of it and where it is left out, which takes milliseconds each time.
         writing = begun.then(self._write, [self.with_base, *self.fields.values()], [self.note, self.answers], **hidden)
@@ -139,17 +143,19 @@ class _Page:
     def _stop(self) -> tuple[Any, ...]:
         return note("Stopped"), *self._at_rest()
 
-    async def _write(self, with_base: bool, *given: Any) -> AsyncGenerator[tuple[Any, Any], None]:
+    async def _write(self, request: gr.Request, with_base: bool, *given: Any) -> AsyncGenerator[tuple[Any, Any], None]:
         """Write an answer, or say in one line why there is none."""
         fields = dict(zip(self.fields, given, strict=True))
         if not fields["prompt"]:
             yield _fault("Type the beginning of a text first")
             return
-        fields["seed"] = (fields["seed"] or "").strip() or secrets.randbelow(LARGEST_SEED)
+        fields["seed"] = str(fields["seed"] or "").strip() or secrets.randbelow(LARGEST_SEED)
         try:
             wanted = GenerateRequest.model_validate(fields, strict=False)  # the seed is text
             async with aclosing(write(self._desk(), wanted, with_base=with_base)) as writing:
                 async for answers in writing:
+                    if is_behind(self._blocks, request.session_hash or ""):
+                        return
                     shown = cards(wanted.prompt, answers)
                     yield note("Writing …"), shown
             yield note(f"Seed {wanted.seed} · {name_answer(answers[0].champion.version)}"), shown
@@ -158,6 +164,9 @@ class _Page:
             yield _fault(fault_line(str(fault["loc"][0]), fault["msg"]))
         except (BusyError, TooLongError, EngineError, UnavailableError) as error:
             yield _fault(str(error))
+        except Exception as error:  # noqa: BLE001 - Gradio would print it, with what it quotes
+            note_failure(error)
+            yield _fault(BROKEN)
 
 
 def _fault(line: str) -> tuple[Any, Any]:

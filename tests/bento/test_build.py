@@ -81,7 +81,7 @@ class Shop:
 def shop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prose: list[str], empty_store: Path) -> Shop:
     """The shop, whose champion's evaluation says that int8 is the fastest of the precisions that cost little."""
     folder = tmp_path_factory.mktemp("shop") / "workspace"
-    workspace = make_champion(folder, tiny_model, [text[:400] for text in prose[:6]], empty_store, **COSTS)
+    workspace = make_champion(folder, tiny_model, [text[:400] for text in prose[:6]], empty_store, costs=COSTS)
     spy = tmp_path_factory.mktemp("spy")
     (spy / "sitecustomize.py").write_text(SPY, encoding="utf-8")
     return Shop(workspace, tmp_path_factory.mktemp("store") / ".bentoml", spy)

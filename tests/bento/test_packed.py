@@ -56,7 +56,7 @@ def test_an_altered_version_is_refused(folder: Path, alter: Callable[[Path], obj
 def test_a_version_that_is_sealed_without_its_base_model_has_none(folder: Path) -> None:
     shutil.rmtree(folder / BASE)
     seal(folder, number=3, facts={})
-    check_source(Packed(folder))
+    check_source(Packed(folder), ServiceSettings())
     assert Packed(folder).find().base is None
 
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,9 @@ class RealService:
         return {above, *above.children(recursive=True)}
 
 
-def make_champion(folder: Path, tiny_model: Path, texts: list[str], store: Path, **costs: float) -> Workspace:
+def make_champion(
+    folder: Path, tiny_model: Path, texts: list[str], store: Path, *, family: str = "llama", costs: Mapping[str, float] | None = None
+) -> Workspace:
     """A workspace with a champion and what `bentoml serve` finds; its package is taken for what was trained.
 
     Args:
@@ -48,6 +50,7 @@ def make_champion(folder: Path, tiny_model: Path, texts: list[str], store: Path,
         tiny_model: The folder whose tokenizer the champion has.
         texts: The documents of its test split.
         store: A tracking database with nothing in it.
+        family: The champion's.
         costs: What its evaluation says of serving in fewer bits, as `cost_int8`.
     """
     workspace = Workspace(folder, tiny_model, texts, context_size=CONTEXT)
@@ -58,7 +61,7 @@ def make_champion(folder: Path, tiny_model: Path, texts: list[str], store: Path,
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setattr(packaging, "compare", lambda uri, trained: 0.0)
-        workspace.train(f"{1:016x}", costs=costs)
+        workspace.train(f"{1:016x}", family=family, costs=costs)
         Registry.open().set_alias(CHAMPION, register().number)
     return workspace
 

@@ -25,7 +25,7 @@ class Admission:
     """Counts what is in the house. To be used by one thread, the event loop's."""
 
     def __init__(self, *, max_requests: int, max_tokens: int) -> None:
-        self._max_requests, self._max_tokens = max_requests, max_tokens
+        self.max_requests, self._max_tokens = max_requests, max_tokens
         self._times: deque[float] = deque(maxlen=NUM_REMEMBERED)
         self.num_requests = 0
         """Requests that are in."""
@@ -40,7 +40,7 @@ class Admission:
             BusyError: they would be too many. One that is larger than `max_tokens` is let in alone.
         """
         is_too_large = self.num_tokens + num_tokens > self._max_tokens and self.num_requests > 0
-        if self.num_requests + num_requests > self._max_requests or is_too_large:
+        if self.num_requests + num_requests > self.max_requests or is_too_large:
             raise BusyError(max(1, round(fmean(self._times))) if self._times else 1)
         self.num_requests, self.num_tokens = self.num_requests + num_requests, self.num_tokens + num_tokens
         begin = time.monotonic()

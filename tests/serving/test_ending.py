@@ -4,6 +4,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import requests
 
 from tests.end_to_end.house import living, until
 from tests.serving.real import RealService, real_service
+from tests.serving.visit import Visit
 
 DRAIN = 4.0
 SHORT: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 60, "temperature": 1.0, "seed": 3}
@@ -69,3 +71,16 @@ def test_a_client_that_does_not_read_does_not_keep_it(service: RealService) -> N
         service.process.send_signal(signal.SIGINT)
         assert service.process.wait(20) == 0
         assert time.monotonic() - begin > DRAIN
+
+
+def test_on_the_page_too_newcomers_are_told_so_and_the_others_end(service: RealService) -> None:
+    first, late = Visit(service.url), Visit(service.url)
+    with ThreadPoolExecutor() as pool:
+        end = pool.submit(first.generate("The history of", new=4000).note)
+        until(lambda: "prosemill_rows_in_use 1.0" in requests.get(f"{service.url}/metrics", timeout=5).text, DRAIN, "it is written")
+        service.process.terminate()
+        until(lambda: requests.get(f"{service.url}/readyz", timeout=5).status_code == 503, DRAIN, "it says that it is not ready")
+        assert "the service is ending" in late.generate("The history of").note()
+        assert "answer-v" in end.result()
+    assert service.process.wait(10) == 0
+    assert "Traceback" not in service.log.read_text(), service.log.read_text()

@@ -14,6 +14,7 @@ from anyio import from_thread
 
 from prosemill.generation.sampling import Settings
 from prosemill.generation.writer import Writer
+from prosemill.serving.page import PATH
 from prosemill.serving.stream import Stream
 from tests.serving.conftest import Served, wait_until
 from tests.serving.test_app import GREEDY, LONG, PROMPT, ask, events, slow_down
@@ -47,7 +48,9 @@ BODIES: dict[str, dict[str, Any]] = {
 def test_what_a_page_can_send_moves_the_engine_by_no_step(served: Served, headers: dict[str, str]) -> None:
     engine = served.desk.champion.writer.engine
     before = engine.num_steps
-    for path, body in BODIES.items():
+    visit = Visit(served.url)
+    call = {"data": [False, PROMPT, 12, 0, 0.9, 50, 1.0, "1"], "fn_index": visit.function, "session_hash": visit.session}
+    for path, body in (BODIES | {f"{PATH}/gradio_api/queue/join": call}).items():
         answer = requests.post(served.url + path, data=json.dumps(body).encode(), headers=headers, timeout=60)
         assert answer.status_code in (403, 415)
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}

@@ -203,7 +203,7 @@ def test_a_person_sees_text_come_and_stops_it(browser: Browser, paged: Served, m
     slow_down(paged, monkeypatch)
     engine = paged.desk.champion.writer.engine
     browser.open(f"{paged.url}{PATH}")
-    browser.shows("Prosemill", "<tiny>", "version 8", "fp32", "bits per byte", "0.7686")
+    browser.shows("Prosemill", "<tiny>", "version 8", "fp32", "bits per byte", f"{METRICS['trained']['bits_per_byte']:.4f}")
     assert browser.driver.title == "Prosemill"
     assert browser.hosts() == {urlsplit(paged.url).netloc}
     before = engine.num_steps
@@ -243,6 +243,26 @@ def test_both_models_answer_side_by_side_what_they_answer_to_all(browser: Browse
     assert shown["base-answer"] != shown["answer"]
     browser.click("//*[@id='with-base']//input")
     assert not browser.find("//*[@id='base-answer']").is_displayed()
+
+
+@needs_browser
+def test_a_page_that_is_opened_again_is_the_next_champions(browser: Browser, tiny_model: Path, other_model: Path, tmp_path: Path) -> None:
+    write_model(tmp_path, "gpt2", tiny_model, context_size=64)
+    with with_base(tiny_model, other_model) as served, Writer.open(tmp_path, precision="fp32", num_rows=NUM_ROWS) as writer:
+
+        def longest() -> str | None:
+            return browser.find("//*[@id='new-tokens']//input[@type='range']").get_attribute("max")
+
+        browser.open(f"{served.url}{PATH}")
+        browser.until(lambda: longest() == "256", "its longest answer")
+        browser.shows("Base model beside it", "Base model", "version 8")
+        served.desk.swap(Champion(9, "fp32", writer, lambda: None))
+        browser.open(f"{served.url}{PATH}")
+        browser.until(lambda: longest() == "64", "its longest answer")
+        browser.shows("version 9", "No evaluation was kept")
+        assert "Base model" not in browser.find("//body").text
+        ask(browser, "The history of", new=8)
+        browser.until(lambda: "answer-v9-" in text(browser, "note"), "the end")
 
 
 @needs_browser

@@ -28,8 +28,8 @@ LARGEST_SEED = 2**31
 """Of those that the page draws: short enough to be typed again."""
 UNUSED = 1
 """Bytes of a file that could be uploaded, if the page had a route for it."""
-MOST_AT_ONCE = 1000
-"""Events in Gradio's hands, and as many that wait: more than the desk lets in, so that it alone says who waits and who is refused."""
+MOST_BESIDES = 1000
+"""Events in Gradio's hands, and as many that wait, besides those that the desk lets in: it alone says who waits and who is refused."""
 SECONDS_BETWEEN_LOOKS = 0.02
 """Of Gradio's queue at whether there is something to do; by itself it looks a thousand times a second, and the engine writes slower."""
 
@@ -62,15 +62,15 @@ def make_blocks(desk: Callable[[], Desk]) -> gr.Blocks:
     blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
     with blocks:
         _Page(desk, blocks)
-    blocks.max_threads = MOST_AT_ONCE
-    blocks.queue(default_concurrency_limit=None, max_size=MOST_AT_ONCE, api_open=False)
+    blocks.max_threads = most = desk().admission.max_requests + MOST_BESIDES
+    blocks.queue(default_concurrency_limit=None, max_size=most, api_open=False)
     blocks._queue.sleep_when_free = SECONDS_BETWEEN_LOOKS
     blocks._queue.ANALYTICS_MAX_EVENTS = 1  # of 10,000 it would make a table after each event
     return blocks
 
 
-def _html(value: str | Callable[[], str], **options: Any) -> gr.HTML:
-    """A piece of HTML that is looked at alone. A function's is made when the page is opened."""
+def _html(value: str, **options: Any) -> gr.HTML:
+    """A piece of HTML that is looked at alone."""
     return gr.HTML(value, js_on_load=None, apply_default_css=False, **options)
 
 
@@ -79,16 +79,14 @@ class _Page:
 
     def __init__(self, desk: Callable[[], Desk], blocks: gr.Blocks) -> None:
         self._desk, self._blocks = desk, blocks
-        champion = desk().champion
-        self._has_base = champion.base is not None
-        self.head = _html(lambda: head(desk().champion))
+        self.head = _html("")
         with gr.Row(elem_classes="work"):
             with gr.Column(scale=5, min_width=320):
                 self._make_desk()
             with gr.Column(scale=2, min_width=260, elem_classes="settings"):
-                self._make_settings(champion.writer.context)
+                self._make_settings()
         with gr.Accordion("Evaluation", open=True, elem_classes="evaluation"):
-            self.report = _html(lambda: report(desk().champion))
+            self.report = _html("")
         self._bind()
 
     def _make_desk(self) -> None:
@@ -104,14 +102,11 @@ class _Page:
             self.generate = gr.Button("Generate", variant="primary", size="md", elem_id="generate", min_width=100)
             self.stop = gr.Button("Stop", variant="stop", size="md", interactive=False, elem_id="stop", min_width=100)
         self.note = _html(note(""), elem_id="note")
-        self.answers = _html(empty_cards(with_base=self._has_base), elem_id="answers")
+        self.answers = _html(empty_cards(with_base=False), elem_id="answers")
 
-    def _make_settings(self, context: int | None) -> None:
-        longest = min(context or MOST_NEW_TOKENS, MOST_NEW_TOKENS)
-        self.with_base = gr.Checkbox(
-            value=self._has_base, label="Base model beside it", visible=self._has_base, elem_id="with-base", container=False
-        )
-        self.max_new_tokens = gr.Slider(1, longest, min(DEFAULT_LENGTH, longest), step=1, label="New tokens", elem_id="new-tokens")
+    def _make_settings(self) -> None:
+        self.with_base = gr.Checkbox(label="Base model beside it", visible=False, elem_id="with-base", container=False)
+        self.max_new_tokens = gr.Slider(1, MOST_NEW_TOKENS, DEFAULT_LENGTH, step=1, label="New tokens", elem_id="new-tokens")
         self.temperature = gr.Slider(0, 2, DEFAULT.temperature, step=0.05, label="Temperature", info="0 takes the likeliest token")
         self.top_p = gr.Slider(0.05, 1, DEFAULT.top_p, step=0.05, label="Top-p", info="Share of the probability drawn from")
         with gr.Accordion("More", open=False):
@@ -132,6 +127,21 @@ class _Page:
         writing = begun.then(self._write, [self.with_base, *self.fields.values()], [self.note, self.answers], **hidden)
         writing.then(self._at_rest, None, buttons, **hidden)
         self.stop.click(self._stop, None, [self.note, *buttons], cancels=[writing], **hidden)
+        opened = [self.head, self.report, self.answers, self.with_base, self.max_new_tokens]
+        self._blocks.load(self._open, None, opened, **hidden)
+
+    def _open(self) -> tuple[Any, ...]:
+        """What depends on the champion, which may be another one whenever somebody opens the page."""
+        champion = self._desk().champion
+        has_base, longest = champion.base is not None, min(champion.writer.context or MOST_NEW_TOKENS, MOST_NEW_TOKENS)
+        length: dict[str, Any] = {"maximum": longest} if longest > DEFAULT_LENGTH else {"maximum": longest, "value": longest}
+        return (
+            head(champion),
+            report(champion),
+            empty_cards(with_base=has_base),
+            gr.update(value=has_base, visible=has_base),
+            gr.update(**length),
+        )
 
     def _begin(self) -> tuple[Any, ...]:
         champion = self._desk().champion
@@ -155,6 +165,7 @@ class _Page:
             async with aclosing(write(self._desk(), wanted, with_base=with_base)) as writing:
                 async for answers in writing:
                     if is_behind(self._blocks, request.session_hash or ""):
+                        yield _fault("Ended, as it was not being read")
                         return
                     shown = cards(wanted.prompt, answers)
                     yield note("Writing …"), shown

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradio import Blocks
 
-SECONDS = 3.0
+SECONDS = 10.0
 """That a session is kept while nobody listens to it; a browser begins as soon as its call is taken."""
 MOST_UNREAD = 50
 """Messages that wait for a session whose client does not read; an answer makes ten a second."""

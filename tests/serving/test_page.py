@@ -1,5 +1,6 @@
 """The page at /ui: what it lets in, and what a person does with it, in a browser."""
 
+import asyncio
 import json
 import re
 import threading
@@ -18,6 +19,7 @@ from prosemill.generation.writer import Writer
 from prosemill.serving.champion import Champion
 from prosemill.serving.page import PATH
 from prosemill.serving.page.fragments import report
+from prosemill.serving.page.passage import Passage
 from tests.browser import Browser, needs_browser, running_browser
 from tests.models import write_model
 from tests.serving.conftest import NUM_ROWS, Served, serving, wait_until
@@ -221,6 +223,24 @@ def test_a_person_sees_text_come_and_stops_it(browser: Browser, paged: Served, m
     assert len(written) >= max(sizes), "what was written stays"
     assert browser.find("//button[@id='generate']").is_enabled()
     assert not browser.find("//button[@id='stop']").is_enabled()
+
+
+@needs_browser
+def test_what_was_stopped_says_so_however_late_it_ends(browser: Browser, paged: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down(paged, monkeypatch)
+    pass_on = Passage.__call__
+
+    async def pass_on_late(self: Passage, scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(1 if scope["path"].endswith("/cancel") else 0)
+        await pass_on(self, scope, receive, send)
+
+    monkeypatch.setattr(Passage, "__call__", pass_on_late)
+    browser.open(f"{paged.url}{PATH}")
+    ask(browser, "The history of", new=200)
+    browser.until(lambda: text(browser, "note") == "Writing …", "it is written")
+    browser.click("//button[@id='stop']")
+    wait_until(lambda: is_empty(paged), "the row or the place is held")
+    browser.until(lambda: text(browser, "note") == "Stopped", "what was done", patience=10)
 
 
 @needs_browser

@@ -43,7 +43,7 @@ def check_refused(answer: requests.Response, status: int) -> None:
         ({"data": [*WRITE, *WRITE]}, "the function takes 8 values, not 16"),
         ({"data": CANARY}, "data: "),
         ({"fn_index": 999}, "fn_index names no function"),
-        ({"fn_index": 4}, "fn_index names no function"),  # Stop's, which runs in the browser
+        ({"fn_index": 3}, "fn_index names no function"),  # Stop's, which runs in the browser
         ({"fn_index": -1}, "fn_index: "),
         ({"fn_index": CANARY}, "fn_index: "),
         ({"session_hash": None}, "session_hash: "),

@@ -22,6 +22,7 @@ from prosemill.serving.page.look import CSS, ICON, theme
 from prosemill.serving.page.sessions import is_behind
 
 TITLE = "Prosemill"
+WRITING = note("Writing …")
 MOST_NEW_TOKENS = 1024
 """That a slider offers, where the model sees more."""
 LARGEST_SEED = 2**31
@@ -125,8 +126,8 @@ class _Page:
         begun = gr.on([self.generate.click, self.prompt.submit], self._begin, None, [self.head, self.report, *buttons], **hidden)
         # Values of few parts: Gradio makes a part anew for an update of it and where it is left out, which takes milliseconds each time.
         writing = begun.then(self._write, [self.with_base, *self.fields.values()], [self.note, self.answers], **hidden)
-        writing.then(self._at_rest, None, buttons, **hidden)
-        self.stop.click(self._stop, None, [self.note, *buttons], cancels=[writing], **hidden)
+        writing.then(self._end, [self.note], [self.note, *buttons], **hidden)
+        self.stop.click(None, None, None, cancels=[writing], **hidden)
         opened = [self.head, self.report, self.answers, self.with_base, self.max_new_tokens]
         self._blocks.load(self._open, None, opened, **hidden)
 
@@ -147,11 +148,9 @@ class _Page:
         champion = self._desk().champion
         return head(champion), report(champion), gr.update(interactive=False), gr.update(interactive=True)
 
-    def _at_rest(self) -> tuple[Any, ...]:
-        return gr.update(interactive=True), gr.update(interactive=False)
-
-    def _stop(self) -> tuple[Any, ...]:
-        return note("Stopped"), *self._at_rest()
+    def _end(self, shown: str) -> tuple[Any, ...]:
+        """Nothing is being written any more; if the line below the buttons still says otherwise, it was stopped."""
+        return note("Stopped") if shown == WRITING else gr.skip(), gr.update(interactive=True), gr.update(interactive=False)
 
     async def _write(self, request: gr.Request, with_base: bool, *given: Any) -> AsyncGenerator[tuple[Any, Any], None]:
         """Write an answer, or say in one line why there is none."""
@@ -168,7 +167,7 @@ class _Page:
                         yield _fault("Ended, as it was not being read")
                         return
                     shown = cards(wanted.prompt, answers)
-                    yield note("Writing …"), shown
+                    yield WRITING, shown
             yield note(f"Seed {wanted.seed} · {name_answer(answers[0].champion.version)}"), shown
         except ValidationError as error:
             fault = error.errors()[0]

@@ -67,6 +67,7 @@ REQUIREMENTS = (
     "click",
     "fastapi",
     "gradio",
+    "httptools",
     "numpy",
     "platformdirs",
     "prometheus-client",
@@ -78,6 +79,7 @@ REQUIREMENTS = (
     "tokenizers",
     "torch",
     "transformers",
+    "uvloop",
 )
 """Libraries that a Bento needs besides BentoML, in the versions that it was built with."""
 

@@ -96,16 +96,15 @@ class Stream:
 
 async def together(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, str | EngineError | None]]:
     """The pieces of several streams as they come, each with its stream's number; after a stream's last comes None, or why it failed."""
+    if len(streams) == 1:  # as a rule, and then a task and a queue would be in the way of every piece
+        async for piece in _pieces(streams[0]):
+            yield 0, piece
+        return
     pieces: asyncio.Queue[tuple[int, str | EngineError | None]] = asyncio.Queue()
 
     async def pass_on(number: int, stream: Stream) -> None:
-        last = None
-        try:
-            async for piece in stream:
-                pieces.put_nowait((number, piece))
-        except EngineError as error:
-            last = error
-        pieces.put_nowait((number, last))
+        async for piece in _pieces(stream):
+            pieces.put_nowait((number, piece))
 
     tasks = [asyncio.create_task(pass_on(number, stream)) for number, stream in enumerate(streams)]
     try:
@@ -117,3 +116,13 @@ async def together(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, str | 
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def _pieces(stream: Stream) -> AsyncIterator[str | EngineError | None]:
+    last = None
+    try:
+        async for piece in stream:
+            yield piece
+    except EngineError as error:
+        last = error
+    yield last

@@ -66,12 +66,17 @@ def make_champion(
     return workspace
 
 
+def own_environment(folder: Path, **variables: str) -> dict[str, str]:
+    """Of a service in a workspace: this process's, without a registry and settings of other tests."""
+    given = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "PROSEMILL_"))}
+    return given | {"BENTOML_HOME": str(folder / "bentoml"), **variables}
+
+
 @contextmanager
 def real_service(folder: Path, log: Path, **variables: str) -> Iterator[RealService]:
     """Serve a workspace's champion while the block runs; what the block has not ended is killed."""
     port = free_port()
-    given = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "PROSEMILL_"))}
-    given |= {"BENTOML_HOME": str(folder / "bentoml"), "PROSEMILL_NUM_ROWS": "4", **variables}
+    given = own_environment(folder, PROSEMILL_NUM_ROWS="4", **variables)
     with serving(port, folder=folder, environment=given, log=log) as process:
         service = RealService(f"http://127.0.0.1:{port}", process, log)
         started = service.processes()

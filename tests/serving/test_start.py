@@ -1,7 +1,6 @@
 """What cannot be served is refused in one line before anything is loaded."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.serving.process import refusal
+from tests.serving.real import own_environment
 
 
 def empty(base: Path, _: Path) -> None:
@@ -35,17 +35,19 @@ def without_weights(base: Path, tiny_model: Path) -> None:
 )
 def test_a_base_model_that_is_none(champion: Path, tiny_model: Path, tmp_path: Path, make: Callable[[Path, Path], None], line: str) -> None:
     make(tmp_path / "base", tiny_model)
-    told = refusal(folder=champion, environment=os.environ | {"PROSEMILL_BASE": str(tmp_path / "base"), "BENTOML_HOME": str(tmp_path)})
+    told = refusal(folder=champion, environment=own_environment(champion, PROSEMILL_BASE=str(tmp_path / "base")))
     assert f"{tmp_path / 'base'} {line}" in told
     assert len(told.strip().splitlines()) == 1
 
 
-def test_a_champion_whose_kept_evaluation_was_altered(champion: Path, tmp_path: Path) -> None:
+def test_a_champion_whose_kept_evaluation_was_altered(champion: Path) -> None:
     (evaluation,) = (champion / ".prosemill/mlflow").rglob("lineage/*/evaluation.json")
     content = evaluation.read_bytes()
     evaluation.write_bytes(content + b"\n")
-    told = refusal(folder=champion, environment=os.environ | {"BENTOML_HOME": str(tmp_path)})
-    evaluation.write_bytes(content)
+    try:
+        told = refusal(folder=champion, environment=own_environment(champion))
+    finally:
+        evaluation.write_bytes(content)
     assert "evaluation.json of version 1 is not what was registered" in told
     assert "or set PROSEMILL_PRECISION" in told
     assert len(told.strip().splitlines()) == 1

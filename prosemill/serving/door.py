@@ -63,7 +63,7 @@ class Inside:
 
 
 class Log:
-    """Says each request that an application has answered, as a line of JSON, and each failure, without what its message may quote."""
+    """Says each request but health's, as a line of JSON, and each failure, without what its message may quote."""
 
     def __init__(self, app: Application) -> None:
         self._app = app

@@ -76,7 +76,7 @@ def own_environment(folder: Path, **variables: str) -> dict[str, str]:
 def real_service(folder: Path, log: Path, **variables: str) -> Iterator[RealService]:
     """Serve a workspace's champion while the block runs; what the block has not ended is killed."""
     port = free_port()
-    given = own_environment(folder, PROSEMILL_NUM_ROWS="4", **variables)
+    given = own_environment(folder, **{"PROSEMILL_NUM_ROWS": "4"} | variables)
     with serving(port, folder=folder, environment=given, log=log) as process:
         service = RealService(f"http://127.0.0.1:{port}", process, log)
         started = service.processes()

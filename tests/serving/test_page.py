@@ -191,31 +191,46 @@ def text(browser: Browser, part: str) -> str:
     return browser.find(f"//*[@id='{part}']").text
 
 
-def ask(browser: Browser, prompt: str, *, new: int) -> None:
-    """Type a prompt and a number of tokens, and click."""
-    number = browser.find("//*[@id='new-tokens']//input[@type='number']")
-    browser.driver.execute_script("arguments[0].select()", number)
-    number.send_keys(f"{new}\t")
+def ask(browser: Browser, prompt: str, **numbers: int) -> None:
+    """Type a prompt and numbers into sliders, and click."""
+    for slider, value in numbers.items():
+        number = browser.find(f"//*[@id='{slider.replace('_', '-')}']//input[@type='number']")
+        browser.driver.execute_script("arguments[0].select()", number)
+        number.send_keys(f"{value}\t")
     browser.find("//*[@id='prompt']//textarea").send_keys(prompt)
     browser.click("//button[@id='generate']")
 
 
+def hold_steps(served: Served, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Have the champion take no more steps than are released."""
+    steps, decoder = threading.Semaphore(0), served.desk.champion.writer.engine._decoder
+    step = decoder.step
+    monkeypatch.setattr(decoder, "step", lambda *given: steps.acquire(timeout=60) and step(*given))
+    return steps
+
+
 @needs_browser
 def test_a_person_sees_text_come_and_stops_it(browser: Browser, paged: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow_down(paged, monkeypatch)
+    steps = hold_steps(paged, monkeypatch)
     engine = paged.desk.champion.writer.engine
     browser.open(f"{paged.url}{PATH}")
     browser.shows("Prosemill", "<tiny>", "version 8", "fp32", "bits per byte", f"{METRICS['trained']['bits_per_byte']:.4f}")
     assert browser.driver.title == "Prosemill"
     assert browser.hosts() == {urlsplit(paged.url).netloc}
     before = engine.num_steps
-    ask(browser, "The history of", new=200)
+    ask(browser, "The history of", new_tokens=200, temperature=0)
     sizes = set[int]()
-    browser.until(lambda: sizes.add(len(text(browser, "answer"))) or len(sizes) > 5, "the text grows")  # type: ignore[func-returns-value]
+
+    def has_grown() -> bool:
+        steps.release(2)
+        sizes.add(len(text(browser, "answer")))
+        return len(sizes) > 5
+
+    browser.until(has_grown, "the text grows")
     assert min(sizes) < max(sizes)
     assert engine.num_running == 1
     browser.click("//button[@id='stop']")
-    wait_until(lambda: is_empty(paged), "the row or the place is held")
+    wait_until(lambda: steps.release() or is_empty(paged), "the row or the place is held")  # type: ignore[func-returns-value]
     assert 0 < engine.num_steps - before < 200
     browser.until(lambda: text(browser, "note") == "Stopped", "what was done")
     written = text(browser, "answer")
@@ -227,16 +242,18 @@ def test_a_person_sees_text_come_and_stops_it(browser: Browser, paged: Served, m
 
 @needs_browser
 def test_what_was_stopped_says_so_however_late_it_ends(browser: Browser, paged: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow_down(paged, monkeypatch)
+    steps = hold_steps(paged, monkeypatch)
     pass_on = Passage.__call__
 
     async def pass_on_late(self: Passage, scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(1 if scope["path"].endswith("/cancel") else 0)
+        if scope["path"].endswith("/cancel"):
+            await asyncio.sleep(1)
+            steps.release(200)
         await pass_on(self, scope, receive, send)
 
     monkeypatch.setattr(Passage, "__call__", pass_on_late)
     browser.open(f"{paged.url}{PATH}")
-    ask(browser, "The history of", new=200)
+    ask(browser, "The history of", new_tokens=200, temperature=0)
     browser.until(lambda: text(browser, "note") == "Writing …", "it is written")
     browser.click("//button[@id='stop']")
     wait_until(lambda: is_empty(paged), "the row or the place is held")
@@ -251,7 +268,7 @@ def test_both_models_answer_side_by_side_what_they_answer_to_all(browser: Browse
     seed = browser.find("//*[@id='seed']//*[self::input or self::textarea]")
     assert not seed.get_property("value"), "one is drawn"
     seed.send_keys("5\t")
-    ask(browser, prompt, new=12)
+    ask(browser, prompt, new_tokens=12)
     browser.until(lambda: "answer-v8-" in text(browser, "note"), "the end")
     browser.until(lambda: browser.find("//button[@id='generate']").is_enabled(), "another may be asked for")
     assert "Seed 5" in text(browser, "note")
@@ -281,7 +298,7 @@ def test_a_page_that_is_opened_again_is_the_next_champions(browser: Browser, tin
         browser.until(lambda: longest() == "64", "its longest answer")
         browser.shows("version 9", "No evaluation was kept")
         assert "Base model" not in browser.find("//body").text
-        ask(browser, "The history of", new=8)
+        ask(browser, "The history of", new_tokens=8)
         browser.until(lambda: "answer-v9-" in text(browser, "note"), "the end")
 
 
@@ -289,7 +306,7 @@ def test_a_page_that_is_opened_again_is_the_next_champions(browser: Browser, tin
 def test_a_closed_tab_ends_what_it_asked_for(browser: Browser, paged: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     slow_down(paged, monkeypatch)
     browser.open(f"{paged.url}{PATH}")
-    ask(browser, "The history of", new=200)
+    ask(browser, "The history of", new_tokens=200)
     wait_until(lambda: not is_empty(paged), "it is not written")
     browser.open("about:blank")
     wait_until(lambda: is_empty(paged), "the row or the place is held")
@@ -300,7 +317,7 @@ def test_the_page_fits_a_narrow_screen(browser: Browser, paged: Served) -> None:
     size = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.open(f"{paged.url}{PATH}")
-    ask(browser, "The history of" + "x" * 100, new=40)
+    ask(browser, "The history of" + "x" * 100, new_tokens=40)
     browser.until(lambda: "answer-v8-" in text(browser, "note"), "the end")
     assert browser.driver.execute_script("return document.documentElement.scrollWidth") <= 360
 
@@ -309,5 +326,5 @@ def test_the_page_fits_a_narrow_screen(browser: Browser, paged: Served) -> None:
 def test_a_key_is_typed_into_the_browsers_own_question(browser: Browser, keyed: Served) -> None:
     browser.open(f"{keyed.url}{PATH}".replace("://", f"://anybody:{KEY}@"))  # answers the browser's question; from now on it sends the key
     browser.open(f"{keyed.url}{PATH}")
-    ask(browser, "The history of", new=8)
+    ask(browser, "The history of", new_tokens=8)
     browser.until(lambda: "answer-v7-" in text(browser, "note"), "the end")

@@ -108,7 +108,9 @@ class _Page:
     def _make_settings(self) -> None:
         self.with_base = gr.Checkbox(label="Base model beside it", visible=False, elem_id="with-base", container=False)
         self.max_new_tokens = gr.Slider(1, MOST_NEW_TOKENS, DEFAULT_LENGTH, step=1, label="New tokens", elem_id="new-tokens")
-        self.temperature = gr.Slider(0, 2, DEFAULT.temperature, step=0.05, label="Temperature", info="0 takes the likeliest token")
+        self.temperature = gr.Slider(
+            0, 2, DEFAULT.temperature, step=0.05, label="Temperature", info="0 takes the likeliest token", elem_id="temperature"
+        )
         self.top_p = gr.Slider(0.05, 1, DEFAULT.top_p, step=0.05, label="Top-p", info="Share of the probability drawn from")
         with gr.Accordion("More", open=False):
             self.top_k = gr.Slider(0, 200, DEFAULT.top_k, step=1, label="Top-k", info="Likeliest tokens drawn from; 0 for all")

@@ -23,12 +23,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
 
-import httpx
+import aiohttp
 import numpy as np
 import psutil
+import requests
 import typer
 from mlflow import MlflowClient
 
@@ -98,8 +100,8 @@ def serving(scratch: Path) -> Iterator[Service]:
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz").is_success
-    except httpx.HTTPError:
+        return requests.get(f"{url}/readyz", timeout=5).ok
+    except requests.RequestException:
         return False
 
 
@@ -112,7 +114,7 @@ async def _measure(service: Service, rounds: int, seconds: float) -> None:
         await crowd(client, service, seconds)
 
 
-async def against_engine(client: httpx.AsyncClient, rounds: int) -> None:
+async def against_engine(client: aiohttp.ClientSession, rounds: int) -> None:
     """Measure 32 requests that come at once, over HTTP and in this process."""
     champion = load(ChampionOfRegistry().find(), ServiceSettings(num_rows=NUM_ROWS))
     by_http, by_engine = list[float](), list[float]()
@@ -145,7 +147,7 @@ def _by_engine(writer: Writer, seeds: range) -> tuple[int, float]:
     return num_tokens, num_tokens / (time.perf_counter() - begin)
 
 
-async def first_token(client: httpx.AsyncClient, num_asked: int = 40) -> None:
+async def first_token(client: aiohttp.ClientSession, num_asked: int = 40) -> None:
     """Measure first tokens while 31 others are being written."""
     others, asked = Load(), Load()
     writing = asyncio.create_task(closed_loop(client, NUM_ROWS - 1, 1e9, load=others, num_new_tokens=LONG_ANSWER))
@@ -161,7 +163,7 @@ async def first_token(client: httpx.AsyncClient, num_asked: int = 40) -> None:
     await asyncio.sleep(2)  # in which the service sees that nobody reads the others any more
 
 
-async def swap(client: httpx.AsyncClient) -> None:
+async def swap(client: aiohttp.ClientSession) -> None:
     """Measure what those hear who are served while another version becomes the champion."""
     versions = MlflowClient()
     before = versions.get_model_version_by_alias(MODEL_NAME, CHAMPION)
@@ -172,18 +174,23 @@ async def swap(client: httpx.AsyncClient) -> None:
     writing = asyncio.create_task(closed_loop(client, NUM_SWAPPING, 1e9, load=loaded))
     versions.set_registered_model_alias(MODEL_NAME, CHAMPION, str(after.version))
     begin = time.perf_counter()
-    while (await client.get("/v1/models")).json()["data"][0]["version"] != int(after.version):
+    while await _version(client) != int(after.version):
         await asyncio.sleep(0.2)
     seconds = time.perf_counter() - begin
     await asyncio.sleep(5)
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
-    failed = sum(number for status, number in loaded.statuses.items() if status != httpx.codes.OK)
+    failed = sum(number for status, number in loaded.statuses.items() if status != HTTPStatus.OK)
     print(f"swap after {seconds:.1f} s: {sum(loaded.statuses.values())} answers, {failed} failed; longest silence of a stream ", end="")
     print(f"{max(loaded.silences):.2f} s ({max(calm.silences):.2f} s without a swap)", flush=True)
 
 
-async def crowd(client: httpx.AsyncClient, service: Service, seconds: float) -> None:
+async def _version(client: aiohttp.ClientSession) -> int:
+    async with client.get("/v1/models") as answer:
+        return int((await answer.json())["data"][0]["version"])
+
+
+async def crowd(client: aiohttp.ClientSession, service: Service, seconds: float) -> None:
     """Measure what ten times too many do to those that are taken."""
     begin = time.perf_counter()
     calm = await closed_loop(client, NUM_ROWS, 20)

@@ -107,6 +107,11 @@ class FusedAttention(Attention[native.Places]):
     def read(self, row: int, begin: int, end: int) -> native.Places:
         return native.Places(torch.full((end - begin,), row), torch.arange(begin, end))
 
+    def read_texts(self, first: int, lengths: Sequence[int]) -> native.Places:
+        """For whole texts of these lengths, in rows that follow each other."""
+        rows = torch.arange(first, first + len(lengths)).repeat_interleave(torch.tensor(lengths))
+        return native.Places(rows, torch.cat([torch.arange(length) for length in lengths]))
+
     def attend(self, number: int, mixed: torch.Tensor, look: native.Places) -> torch.Tensor:
         scale, window = self._parts[number]
         return self._attend(self.cache[number], mixed, look, scale=scale, window=window)

@@ -10,6 +10,7 @@ is written beside it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers.activations import ACT2FN
 
 from prosemill.families.family import IGNORED
 from prosemill.generation import native
-from prosemill.generation.attention import BUCKET, make_attention
+from prosemill.generation.attention import BUCKET, FusedAttention, make_attention
 from prosemill.generation.kernels import Product, prepare, prepare_head
 from prosemill.generation.layout import CrossAttention, Layer, Layout
 from prosemill.generation.precision import Precision
@@ -100,6 +101,24 @@ class Decoder:
         hidden = self._embed(tokens, torch.arange(begin, end))
         hidden = self._forward(hidden, self._attention.read(row, begin, end), [row])
         return self._logits(hidden[-1:] if only_last else hidden)
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether there is `read_texts`: where every part looks at each token by itself, however many there are."""
+        return self._native is not None
+
+    @torch.inference_mode()
+    def read_texts(self, first: int, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Read whole texts into rows `first`, `first + 1`, …, and the logits after the last token of each, [texts, vocabulary].
+
+        They are the same bits that `read` gives, if no text is longer than `CHUNK`.
+        """
+        assert isinstance(self._attention, FusedAttention)
+        lengths = [len(text) for text in texts]
+        self._attention.reserve(max(lengths))
+        places = self._attention.read_texts(first, lengths)
+        hidden = self._forward(self._embed(list(chain.from_iterable(texts)), places.positions), places, places.rows.tolist())
+        return self._logits(hidden[torch.tensor(lengths).cumsum(0) - 1])
 
     def nll(self, row: int, tokens: Sequence[int], labels: Sequence[int], *, begin: int) -> float:
         """Read a piece as `read` does; the sum of -ln p of what its logits should predict, in nats. `IGNORED` is not scored."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Literal, Self
 
 import torch
@@ -253,18 +254,48 @@ class Engine:
         """Read about `CHUNK` tokens of what waits, while there are rows for it."""
         left = CHUNK
         while left > 0 and self._waiting and len(self._running) < self._capacity:
-            request = self._waiting[0]
-            try:
-                num_read, is_read = self._score(request) if isinstance(request, Scoring) else self._read(request)
-            except Exception as error:  # noqa: BLE001 - a request that fails fails alone
-                self._waiting.popleft()
-                self._turn_away(request, "failed", error)
-                continue
-            left -= num_read
-            if is_read:
-                self._waiting.popleft()
-                if isinstance(request, Request):
-                    self._join(request)
+            left -= self._read_texts(self._whole_prompts(left)) or self._read_first()
+
+    def _whole_prompts(self, left: int) -> list[Request]:
+        """Those that wait first, as far as they can be read together: about `left` tokens, and a row for each."""
+        found = list[Request]()
+        for request in islice(self._waiting, self._capacity - len(self._running)) if self._decoder.reads_texts else ():
+            if left <= 0 or not isinstance(request, Request) or request.num_read > 0 or len(request.tokens) > CHUNK:
+                break
+            found.append(request)
+            left -= len(request.tokens)
+        return found
+
+    def _read_texts(self, requests: Sequence[Request]) -> int:
+        """Read whole prompts together; their tokens, or 0 if there are none or it fails."""
+        if not requests:
+            return 0
+        for request in requests:
+            request.begun = request.begun or time.monotonic()
+        try:
+            logits = self._decoder.read_texts(len(self._running), [request.tokens for request in requests])
+        except Exception:  # noqa: BLE001 - whose fault it is will show when each is read by itself
+            return 0
+        for request in requests:
+            self._waiting.popleft()
+            request.num_read = len(request.tokens)
+        self._join(requests, logits)
+        return sum(request.num_read for request in requests)
+
+    def _read_first(self) -> int:
+        """Read a piece of what waits first; its tokens."""
+        request = self._waiting[0]
+        try:
+            num_read, is_read = self._score(request) if isinstance(request, Scoring) else self._read(request)
+        except Exception as error:  # noqa: BLE001 - a request that fails fails alone
+            self._waiting.popleft()
+            self._turn_away(request, "failed", error)
+            return 0
+        if is_read:
+            self._waiting.popleft()
+            if isinstance(request, Request):
+                self._join_from_reading(request)
+        return num_read
 
     def _read(self, request: Request) -> tuple[int, bool]:
         """Read a piece of a prompt; its tokens, and whether it was the last."""
@@ -297,13 +328,16 @@ class Engine:
                 scoring.deliver(math.fsum(scoring.nll))
         return num_given + len(tokens), is_read
 
-    def _join(self, request: Request) -> None:
-        """Take a request whose prompt was read among those that run."""
+    def _join_from_reading(self, request: Request) -> None:
         logits, request.logits = request.logits, None
         assert logits is not None
-        self._running.append(request)
-        self._decoder.move(self._reading, len(self._running) - 1, request.num_read)
-        self._take([request], logits)
+        self._decoder.move(self._reading, len(self._running), request.num_read)
+        self._join([request], logits)
+
+    def _join(self, requests: Sequence[Request], logits: torch.Tensor) -> None:
+        """Take requests among those that run, whose prompts stand in the rows behind theirs."""
+        self._running += requests
+        self._take(requests, logits)
         self._arrange()
 
     def _step(self) -> None:

@@ -15,7 +15,7 @@ from prosemill.registry.answers import name_answer
 from prosemill.serving.desk import READING_SECONDS, Desk, unless_gone
 from prosemill.serving.errors import EngineError, error_body, refusal, refusals
 from prosemill.serving.events import EventStream, event
-from prosemill.serving.messages import MODEL, MOST_SEED, Choice, CompletionAnswer, CompletionRequest, Model, ModelList, Usage
+from prosemill.serving.messages import MODEL, MOST_SEED, CompletionAnswer, CompletionRequest, Model, ModelList, Usage
 from prosemill.serving.stream import Stream, together
 
 ANSWERS = refusals(400, 404, 413, 415, 429, 503) | {200: {"model": CompletionAnswer, "content": {EventStream.media_type: {}}}}
@@ -50,7 +50,8 @@ async def complete(request: Request, wanted: CompletionRequest) -> Response:
             return EventStream(_events(streams, head, has_usage=has_usage), stack.pop_all().close, seconds=seconds)
         texts = await unless_gone(request, asyncio.gather(*(stream.text() for stream in streams)))
     choices = [_choice(index, text, stream) for index, (text, stream) in enumerate(zip(texts, streams, strict=True))]
-    return JSONResponse(CompletionAnswer(**head, choices=choices, usage=Usage.of(streams)).model_dump())
+    answer = CompletionAnswer.model_validate(head | {"choices": choices, "usage": Usage.of(streams)})
+    return JSONResponse(answer.model_dump())
 
 
 async def _events(streams: list[Stream], head: dict[str, Any], *, has_usage: bool) -> AsyncIterator[str]:
@@ -59,13 +60,16 @@ async def _events(streams: list[Stream], head: dict[str, Any], *, has_usage: boo
         if isinstance(piece, EngineError):
             yield event(error_body(500, str(piece)))
         else:
-            choice = _choice(index, piece or "", streams[index] if piece is None else None)
-            yield event(head | {"choices": [choice.model_dump()]})
+            yield event(head | {"choices": [_choice(index, piece or "", streams[index] if piece is None else None)]})
     if has_usage:
         yield event(head | {"choices": [], "usage": Usage.of(streams).model_dump()})
     yield event("[DONE]")
 
 
-def _choice(index: int, text: str, ended: Stream | None) -> Choice:
-    """A choice, or a piece of one that has not ended yet. OpenAI's clients know no deadline; there as here more might have come."""
-    return Choice(text=text, index=index, finish_reason=None if ended is None else "stop" if ended.finish == "stop" else "length")
+def _choice(index: int, text: str, ended: Stream | None) -> dict[str, Any]:
+    """The fields of a `Choice`, or of a piece of one that has not ended yet.
+
+    OpenAI's clients know no deadline; there as with a full length more might have come.
+    """
+    finish = None if ended is None else "stop" if ended.finish == "stop" else "length"
+    return {"text": text, "index": index, "logprobs": None, "finish_reason": finish}

@@ -1,6 +1,6 @@
 """The end of the service: on SIGTERM newcomers are told to go, and those that are being served may end.
 
-    see_off_on_signals(desk, seconds=25.0)      # in the event loop
+    see_off_on_signals(server, desk, seconds=25.0)      # in the event loop
 
 Left to itself, uvicorn would close its own copy of the listening socket, of which BentoML's supervisor holds another: newcomers would wait
 there for nobody. And it would wait for ever for a client that does not read.
@@ -20,11 +20,8 @@ LAST_SECONDS = 2
 TICK = 0.05
 
 
-def see_off_on_signals(desk: Desk, seconds: float) -> None:
+def see_off_on_signals(server: uvicorn.Server, desk: Desk, seconds: float) -> None:
     """Have SIGTERM or Ctrl-C end the service when nobody is being served any more, after so many seconds at most."""
-    ends = signal.getsignal(signal.SIGTERM)
-    server = getattr(ends, "__self__", None)
-    assert isinstance(server, uvicorn.Server)
     server.config.timeout_graceful_shutdown = LAST_SECONDS
     see_off = SeeOff(desk, seconds, lambda: server.handle_exit(signal.SIGTERM, None))
     loop = asyncio.get_running_loop()

@@ -7,6 +7,10 @@
 It imports torch and transformers, which takes seconds, so that BentoML's process above it does without this module.
 """
 
+import signal
+
+import uvicorn
+
 from prosemill.serving.app import make_app
 from prosemill.serving.champion import load
 from prosemill.serving.desk import Desk
@@ -15,6 +19,13 @@ from prosemill.serving.follower import Follower
 from prosemill.serving.meters import Meters
 from prosemill.serving.settings import ServiceSettings
 from prosemill.serving.source import Source
+
+UVICORNS_KEEP_ALIVE, KEEP_ALIVE = 5, 75
+"""Seconds for which an idle connection stays open; nginx has 75.
+
+Clients in Python (httpx, and so `openai`) give a connection up after 5 seconds too, and whoever is the later by a hair sends a request into
+a connection that is being closed.
+"""
 
 
 class Worker:
@@ -29,10 +40,20 @@ class Worker:
         if self._follower is not None:
             self._follower.start()
         self.app.state.page.begin()
-        see_off_on_signals(self._desk, settings.drain)
+        server = _server()
+        if server.config.timeout_keep_alive == UVICORNS_KEEP_ALIVE:  # nobody has asked for another
+            server.config.timeout_keep_alive = KEEP_ALIVE
+        see_off_on_signals(server, self._desk, settings.drain)
 
     def close(self) -> None:
         """End the engine, and with it what is still being written."""
         if self._follower is not None:
             self._follower.end()
         self._desk.champion.close()
+
+
+def _server() -> uvicorn.Server:
+    """Who runs this, which BentoML keeps for itself: SIGTERM goes to it."""
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    assert isinstance(server, uvicorn.Server)
+    return server

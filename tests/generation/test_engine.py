@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from prosemill.families import families
 from prosemill.generation.decoder import Decoder
@@ -16,7 +17,7 @@ from prosemill.generation.engine import NUM_SPARE, Answer, End, Engine, Event, R
 from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.pretrained import load_tokenizer
-from tests.generation.models import CONTEXT, INVARIANT, Tiny, draw, prompts
+from tests.generation.models import CONTEXT, INVARIANT, Tiny, compiles, draw, prompts
 
 CAPACITY = 6
 LENGTHS = [3, 10, 60, 64, 65, 100, 150]
@@ -137,6 +138,31 @@ def test_a_request_whose_receiver_fails_fails_alone(tiny_model: Path) -> None:
         assert ended.wait(60)
         assert engine.is_alive
     assert [(end.reason, end.error) for end in ends] == [("failed", "gone")]
+
+
+@compiles
+def test_short_prompts_are_read_together_and_one_that_fails_fails_alone(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = draw("llama")
+    first, *given = prompts([10] * CAPACITY)
+    settings, goes_on = Settings(max_new_tokens=5), threading.Event()
+    num_read, read_texts, step = list[int](), Decoder.read_texts, Decoder.step
+
+    def note(decoder: Decoder, row: int, texts: list[list[int]]) -> torch.Tensor:
+        num_read.append(len(texts))
+        return read_texts(decoder, row, texts)
+
+    monkeypatch.setattr(Decoder, "read_texts", note)
+    monkeypatch.setattr(Decoder, "step", lambda *each: goes_on.wait(60) and step(*each))
+    with running(tiny, tiny_model) as engine:
+        leading = engine.answer(first, settings)
+        next(iter(leading))  # the others come while it is held
+        broken = engine.answer([tiny.model.config.vocab_size], settings)
+        answers = [engine.answer(prompt, settings) for prompt in given]
+        goes_on.set()
+        assert outcome(broken)[1:] == ("failed", 0)
+        found = [outcome(answer) for answer in answers]
+        assert num_read == [1, CAPACITY - 1, CAPACITY - 1], "the first one, those with the broken one, those without"
+        assert found == [outcome(engine.answer(prompt, settings)) for prompt in given]
 
 
 def test_a_stop_text_ends_the_answer_and_is_not_shown(tiny_model: Path) -> None:

@@ -131,6 +131,20 @@ def test_all_layers_in_one_call_are_those_one_by_one(family: str, activation: st
     assert float((found - expected).norm() / expected.norm()) < 1e-3  # an input of 16 bits that is rounded to its other neighbour
 
 
+@compiles
+@pytest.mark.parametrize("family", DECODERS)
+def test_texts_that_are_read_together_are_those_read_one_by_one(family: str) -> None:
+    texts = prompts([1, 7, CHUNK, 30, CHUNK - 1])
+    together, alone = (Decoder(layout_of(family), precision="int8", num_rows=7) for _ in range(2))
+    assert together.reads_texts
+    found = together.read_texts(2, texts)
+    for row, text in enumerate(texts):
+        assert torch.equal(found[row], alone.read(row, text, begin=0)[0])
+        together.move(2 + row, row, len(text))
+    positions = [len(text) for text in texts]
+    assert torch.equal(together.step([5] * len(texts), positions), alone.step([5] * len(texts), positions))
+
+
 def activated(library: Library, activation: str, number: float) -> float:
     """A number through a layer that does nothing else."""
     norm, zeros = Norm(torch.ones(1), None, 1e-5), Matrix(torch.zeros(6, 1))

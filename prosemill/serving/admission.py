@@ -32,16 +32,16 @@ class Admission:
         self.num_tokens = 0
         """Prompt and new tokens that these may come to."""
 
-    @contextmanager
-    def admit(self, num_tokens: int, num_requests: int = 1) -> Iterator[None]:
-        """Let requests in that may come to so many tokens together, until the block ends.
-
-        Raises:
-            BusyError: they would be too many. One that is larger than `max_tokens` is let in alone.
-        """
+    def check(self, num_tokens: int = 1, num_requests: int = 1) -> None:
+        """Raise `BusyError` if requests that may come to so many tokens are too many. One larger than `max_tokens` comes in alone."""
         is_too_large = self.num_tokens + num_tokens > self._max_tokens and self.num_requests > 0
         if self.num_requests + num_requests > self.max_requests or is_too_large:
             raise BusyError(max(1, round(fmean(self._times))) if self._times else 1)
+
+    @contextmanager
+    def admit(self, num_tokens: int, num_requests: int = 1) -> Iterator[None]:
+        """Let requests in until the block ends. Raises `BusyError` as `check` does."""
+        self.check(num_tokens, num_requests)
         self.num_requests, self.num_tokens = self.num_requests + num_requests, self.num_tokens + num_tokens
         begin = time.monotonic()
         try:

@@ -56,10 +56,10 @@ def make_app() -> FastAPI:
 async def generate(request: Request, wanted: GenerateRequest) -> GenerateAnswer:
     """Continue a prompt, `n` times with seeds that follow each other."""
     desk: Desk = request.app.state.desk
-    with desk.visit() as champion:
-        tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
-        with desk.enter(champion.writer, tokens, wanted.settings(len(tokens)), deadline=wanted.timeout) as streams:
-            texts = await unless_gone(request, asyncio.gather(*(stream.text() for stream in streams)))
+    with ExitStack() as stack:
+        champion = stack.enter_context(desk.visit())
+        streams = await desk.enter(stack, champion.writer, wanted.prompt, wanted.settings, deadline=wanted.timeout)
+        texts = await unless_gone(request, asyncio.gather(*(stream.text() for stream in streams)))
     first, *others = [Text(generated_text=text, **Ended.of(stream)) for text, stream in zip(texts, streams, strict=True)]
     name, version = name_answer(champion.version), champion.version
     return GenerateAnswer(id=name, model_version=version, usage=Usage.of(streams), **dict(first), alternatives=others)
@@ -71,8 +71,7 @@ async def generate_stream(request: Request, wanted: GenerateRequest) -> Response
     desk: Desk = request.app.state.desk
     with ExitStack() as stack:
         champion = stack.enter_context(desk.visit())
-        tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
-        streams = stack.enter_context(desk.enter(champion.writer, tokens, wanted.settings(len(tokens)), deadline=wanted.timeout))
+        streams = await desk.enter(stack, champion.writer, wanted.prompt, wanted.settings, deadline=wanted.timeout)
         return EventStream(_events(streams, champion.version), stack.pop_all().close, seconds=desk.deadline + READING_SECONDS)
 
 
@@ -81,6 +80,7 @@ async def score(request: Request, wanted: ScoreRequest) -> ScoreAnswer:
     """How likely a document is: its log-likelihood, and bits per byte."""
     desk: Desk = request.app.state.desk
     with desk.visit() as champion:
+        desk.note_text(wanted.text)
         try:
             framed = await run_in_threadpool(champion.writer.frame, wanted.text)
         except ValueError as error:

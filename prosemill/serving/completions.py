@@ -1,21 +1,19 @@
 """The routes that clients of OpenAI's completions know: `POST /v1/completions` and `GET /v1/models`."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from prosemill.registry.answers import name_answer
 from prosemill.serving.desk import READING_SECONDS, Desk, unless_gone
 from prosemill.serving.errors import EngineError, error_body, refusal, refusals
 from prosemill.serving.events import EventStream, event
-from prosemill.serving.messages import MODEL, MOST_SEED, CompletionAnswer, CompletionRequest, Model, ModelList, Usage
+from prosemill.serving.messages import MODEL, CompletionAnswer, CompletionRequest, Model, ModelList, Usage
 from prosemill.serving.stream import Stream, together
 
 ANSWERS = refusals(400, 404, 413, 415, 429, 503) | {200: {"model": CompletionAnswer, "content": {EventStream.media_type: {}}}}
@@ -37,13 +35,11 @@ async def complete(request: Request, wanted: CompletionRequest) -> Response:
     desk: Desk = request.app.state.desk
     if wanted.model != MODEL:
         return refusal(404, f"there is no model {wanted.model!r}: the one that is served is {MODEL!r}", "model")
-    seed = secrets.randbelow(MOST_SEED) if wanted.seed is None else wanted.seed
     with ExitStack() as stack:
         champion = stack.enter_context(desk.visit())
-        tokens = await run_in_threadpool(champion.writer.read, wanted.prompt)
         head: dict[str, Any] = {"id": name_answer(champion.version), "object": "text_completion", "model": MODEL}
         head["created"] = int(time.time())
-        streams = stack.enter_context(desk.enter(champion.writer, tokens, wanted.settings(seed), deadline=None))
+        streams = await desk.enter(stack, champion.writer, wanted.prompt, wanted.settings, deadline=None)
         if wanted.stream:
             has_usage = bool((wanted.stream_options or {}).get("include_usage"))
             seconds = desk.deadline + READING_SECONDS

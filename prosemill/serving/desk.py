@@ -1,6 +1,8 @@
 """Where requests to the champion come in: admitted, held to their deadline, and dropped when their client goes.
 
-with desk.visit() as champion, desk.enter(champion.writer, tokens, [settings], deadline=None) as (stream,):
+with ExitStack() as stack:
+    champion = stack.enter_context(desk.visit())
+    (stream,) = await desk.enter(stack, champion.writer, "The history of", lambda _: [Settings()], deadline=None)
     text = await unless_gone(request, stream.text())
 """
 
@@ -13,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
 
 from prosemill.errors import first_line
 from prosemill.generation.sampling import Settings
@@ -20,6 +23,7 @@ from prosemill.generation.writer import Framed, Writer
 from prosemill.serving.admission import Admission, BusyError
 from prosemill.serving.champion import Champion
 from prosemill.serving.errors import EngineError, TooLongError, UnavailableError, refused_by_engine
+from prosemill.serving.log import log
 from prosemill.serving.meters import Meters, ScoreOutcome
 from prosemill.serving.settings import ServiceSettings
 from prosemill.serving.stream import Stream
@@ -42,6 +46,7 @@ class Desk:
     def __init__(self, champion: Champion, settings: ServiceSettings, meters: Meters) -> None:
         self.deadline, self.meters = settings.deadline, meters
         self.admission = Admission(max_requests=settings.max_requests, max_tokens=settings.max_tokens)
+        self._logs_prompts = settings.log_prompts
         self._champion = champion
         self._changes = threading.Condition()
         self._visits: Counter[Champion] = Counter()
@@ -84,8 +89,11 @@ class Desk:
 
         Raises:
             UnavailableError: newcomers are not served.
+            BusyError: there is no room for another one, however short. To know that costs less than to read a prompt.
         """
         self.check()
+        with self._counted_rejections():
+            self.admission.check()
         with self._changes:
             champion = self._champion
             self._visits[champion] += 1
@@ -106,16 +114,16 @@ class Desk:
             del self._visits[before]
         before.close()
 
-    @contextmanager
-    def enter(
-        self, writer: Writer, tokens: Sequence[int], settings: Sequence[Settings], *, deadline: float | None
-    ) -> Iterator[list[Stream]]:
-        """Have a prompt continued once for each of the settings; what is not done when the block ends is dropped.
+    async def enter(
+        self, stack: ExitStack, writer: Writer, prompt: str, settings: Callable[[int], Sequence[Settings]], *, deadline: float | None
+    ) -> list[Stream]:
+        """Have a prompt continued; what is not done when the stack is closed is dropped.
 
         Args:
+            stack: Of who reads the answers.
             writer: Of a champion that is visited.
-            tokens: The prompt's.
-            settings: Of each answer.
+            prompt: The text.
+            settings: Of each answer, by the prompt's number of tokens.
             deadline: Seconds, if they shall be fewer than the service's own.
 
         Raises:
@@ -123,17 +131,23 @@ class Desk:
             TooLongError: the prompt is too long, or its answer would be.
             EngineError: the engine has ended.
         """
+        self.note_text(prompt)
+        tokens = await run_in_threadpool(writer.read, prompt)
         if writer.context is None and len(tokens) > MOST_TOKENS:
             raise TooLongError(f"the prompt has {len(tokens)} tokens, and {MOST_TOKENS} are read at most")
-        seconds = min(deadline or self.deadline, self.deadline)
-        num_tokens = sum(len(tokens) + each.max_new_tokens for each in settings)
-        with self._admit(num_tokens, len(settings)), ExitStack() as stack:
-            streams = []
-            for each in settings:
-                streams.append(Stream(writer.engine, tokens, each, deadline=seconds, note=self.meters.note_end))
-                stack.callback(streams[-1].cancel)
-                stack.enter_context(self._hurried_by(streams[-1].hurry))
-            yield streams
+        wanted, seconds = settings(len(tokens)), min(deadline or self.deadline, self.deadline)
+        stack.enter_context(self._admit(sum(len(tokens) + each.max_new_tokens for each in wanted), len(wanted)))
+        streams = []
+        for each in wanted:
+            streams.append(Stream(writer.engine, tokens, each, deadline=seconds, note=self.meters.note_end))
+            stack.callback(streams[-1].cancel)
+            stack.enter_context(self._hurried_by(streams[-1].hurry))
+        return streams
+
+    def note_text(self, text: str) -> None:
+        """Have the log hold what somebody has written, if that is wanted."""
+        if self._logs_prompts:
+            log(text=text)
 
     async def score(self, champion: Champion, framed: Framed) -> float:
         """The sum of -ln p of a text, in nats.
@@ -181,12 +195,17 @@ class Desk:
     @contextmanager
     def _admit(self, num_tokens: int, num_requests: int) -> Iterator[None]:
         with ExitStack() as stack:
-            try:
+            with self._counted_rejections():
                 stack.enter_context(self.admission.admit(num_tokens, num_requests))
-            except BusyError:
-                self.meters.note_rejection()
-                raise
             yield
+
+    @contextmanager
+    def _counted_rejections(self) -> Iterator[None]:
+        try:
+            yield
+        except BusyError:
+            self.meters.note_rejection()
+            raise
 
     @contextmanager
     def _hurried_by(self, hurry: Callable[[float], None]) -> Iterator[None]:

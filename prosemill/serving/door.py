@@ -8,22 +8,17 @@ Every request goes to our own application. BentoML's routes would stand beside i
 another shape, and metrics that are labelled with whatever path a stranger asks for.
 """
 
-import json
 import time
-import traceback
-from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partialmethod
 from urllib.parse import unquote
 
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.trace import get_current_span
 
-from prosemill.console import say
 from prosemill.serving.guard import HEALTH, Application, Guard, Message, Receive, Send
+from prosemill.serving.log import log, log_failure
 
 LONGEST_PATH = 200
-NUM_FRAMES = -8  # of a failure, from its end; those before are the frameworks'
 
 
 class Door:
@@ -80,18 +75,11 @@ class Log:
         try:
             await self._app(scope, receive, send_noted)
         except Exception as error:  # noqa: BLE001 - whatever is broken inside, it is said here, and was answered
-            note_failure(error)
+            log_failure(error)
         finally:
             if scope["type"] == "http" and scope["path"] not in HEALTH:
                 seconds = round(time.monotonic() - begin, 3)
-                now = datetime.now(UTC).isoformat(timespec="milliseconds")
-                path = scope["path"][:LONGEST_PATH]
-                _note(json.dumps({"time": now, "method": scope["method"], "path": path, "status": status, "seconds": seconds}))
-
-
-def note_failure(error: Exception) -> None:
-    """Say what has failed and where, without its message, which may quote a prompt."""
-    _note(f"{type(error).__name__} in\n{''.join(traceback.format_tb(error.__traceback__, NUM_FRAMES))}")
+                log(method=scope["method"], path=scope["path"][:LONGEST_PATH], status=status, seconds=seconds)
 
 
 def _forget_query(scope: Message) -> None:
@@ -101,8 +89,3 @@ def _forget_query(scope: Message) -> None:
         for name, value in dict(getattr(span, "attributes", {})).items():
             if isinstance(value, str):
                 span.set_attribute(name, value.replace(query, "").replace(unquote(query), ""))
-
-
-def _note(line: str) -> None:
-    with suppress(OSError):  # a full disk under the log is no reason not to serve
-        say(line)

@@ -1,7 +1,7 @@
 """What the routes take and give."""
 
+import secrets
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -77,16 +77,7 @@ class GenerateRequest(Taken):
         num_new = self.max_new_tokens or length - num_prompt_tokens
         if num_new < 1:
             raise TooLongError(f"the prompt has {num_prompt_tokens} tokens, and max_length is {length}: raise it, or give max_new_tokens")
-        first = Settings(
-            max_new_tokens=num_new,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            repetition_penalty=self.repetition_penalty,
-            stop=tuple(self.stop),
-            seed=self.seed,
-        )
-        return _each(first, self.n)
+        return _settings(self, max_new_tokens=num_new, stop=self.stop, seed=self.seed)
 
 
 class CompletionRequest(Taken):
@@ -106,23 +97,26 @@ class CompletionRequest(Taken):
     stream_options: dict[Literal["include_usage"], bool] | None = None
     user: str | None = None
 
-    def settings(self, seed: int) -> list[Settings]:
+    def settings(self, _: int) -> list[Settings]:
         """For the engine, of each of the answers."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        first = Settings(
-            max_new_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            repetition_penalty=self.repetition_penalty,
+        seed = secrets.randbelow(MOST_SEED) if self.seed is None else self.seed
+        return _settings(self, max_new_tokens=self.max_tokens, stop=stop, seed=seed)
+
+
+def _settings(wanted: GenerateRequest | CompletionRequest, *, max_new_tokens: int, stop: Sequence[str], seed: int) -> list[Settings]:
+    return [
+        Settings(
+            max_new_tokens=max_new_tokens,
+            temperature=wanted.temperature,
+            top_k=wanted.top_k,
+            top_p=wanted.top_p,
+            repetition_penalty=wanted.repetition_penalty,
             stop=tuple(stop),
-            seed=seed,
+            seed=seed + number,
         )
-        return _each(first, self.n)
-
-
-def _each(first: Settings, num_answers: int) -> list[Settings]:
-    return [replace(first, seed=first.seed + number) for number in range(num_answers)]
+        for number in range(wanted.n)
+    ]
 
 
 class ScoreRequest(Taken):

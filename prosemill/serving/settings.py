@@ -37,6 +37,8 @@ class ServiceSettings(BaseSettings):
     """Seconds after which a request ends with what it has; at most 590, as BentoML ends what has not answered after 600."""
     drain: Annotated[float, Field(ge=0, le=3600)] = 25.0
     """Seconds that requests have after SIGTERM, before they end with what they have; Kubernetes kills after 30."""
+    log_prompts: bool = False
+    """Whether the log holds what people have written; else no text of theirs is in it."""
 
     @classmethod
     def read(cls) -> "ServiceSettings":

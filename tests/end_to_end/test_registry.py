@@ -126,7 +126,7 @@ def test_people_ask_the_champion_and_its_base_model_on_the_page(champion: Clone)
     with serving(champion, port, PROSEMILL_BASE="models/base"), running_browser() as browser:
         browser.open(f"http://127.0.0.1:{port}/ui")
         browser.shows("tiny", "version 1", "bits per byte", "the trained model is")
-        ask(browser, "def main(", new=40)
+        ask(browser, "def main(", new_tokens=40)
         browser.shows("answer-v1-")
         texts = [browser.find(f"//*[@id='{part}']//p").text for part in ("answer", "base-answer")]
         assert all(text.startswith("def main(") for text in texts)

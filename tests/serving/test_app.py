@@ -2,12 +2,8 @@
 
 import json
 import math
-import random
-import re
-import socket
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +18,10 @@ from prosemill.families import families, family_of
 from prosemill.pretrained import added_text, load_model, load_tokenizer
 from prosemill.registry.answers import version_of
 from tests.models import write_model
+from tests.serving.asking import GREEDY, LONG, PROMPT, a_thousand_leave, ask, events, is_empty, leave, slow_down
 from tests.serving.conftest import VERSION, Served, serving, wait_until
 
-PROMPT = "The history of"
-GREEDY: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 12, "temperature": 0}
-LONG: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 200, "temperature": 2.0, "top_p": 1.0}  # the model ends its text sometimes
-
-
 LONG_TEXT = {"text": "word " * 70}  # some pieces, as the engine reads it
-
-
-def ask(served: Served, body: Any, path: str = "/generate") -> requests.Response:
-    return requests.post(f"{served.url}{path}", json=body, timeout=60)
-
-
-def events(answer: requests.Response) -> list[tuple[str, Any]]:
-    """Names and data of server-sent events."""
-    found = re.findall(r"(?:event: (\w+)\n)?data: (.*)\n\n", answer.content.decode())
-    return [(name, data if data == "[DONE]" else json.loads(data)) for name, data in found]
 
 
 @pytest.fixture(scope="module")
@@ -265,28 +247,6 @@ def test_another_path_or_method_has_the_same_shape(served: Served) -> None:
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def leave(served: Served, path: str, body: dict[str, Any], stays: Callable[[], object]) -> None:
-    """Send a request, and hang up after a while without reading an answer."""
-    host, port = served.url.removeprefix("http://").split(":")
-    content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(head.encode() + content)
-        stays()
-
-
-def slow_down(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a step take 20 ms at least."""
-    decoder = served.desk.champion.writer.engine._decoder
-    step = decoder.step
-
-    def slowly(*given: Any) -> Any:
-        time.sleep(0.02)
-        return step(*given)
-
-    monkeypatch.setattr(decoder, "step", slowly)
-
-
 def slow_down_scores(served: Served, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Have each piece of a text that is scored take 300 ms at least; the tokens of those that were."""
     decoder, pieces = served.desk.champion.writer.engine._decoder, list[int]()
@@ -306,10 +266,6 @@ def num_tokens_of(served: Served, text: str) -> int:
     return len(served.desk.champion.writer.frame(text).tokens)
 
 
-def is_empty(served: Served) -> bool:
-    return served.desk.admission.num_requests == served.desk.champion.writer.engine.num_running == 0
-
-
 @pytest.mark.parametrize("path", ["/generate", "/generate/stream", "/v1/completions"])
 def test_a_client_that_goes_frees_its_row_and_its_place(serve: Callable[..., Served], path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve()
@@ -318,7 +274,7 @@ def test_a_client_that_goes_frees_its_row_and_its_place(serve: Callable[..., Ser
     before = engine.num_steps
     body: dict[str, Any] = {"prompt": PROMPT, "temperature": 0}
     body |= {"model": "prosemill", "max_tokens": 200} if path.startswith("/v1") else {"max_new_tokens": 200}
-    leave(served, path, body, lambda: wait_until(lambda: engine.num_running == 1, "it is not written"))
+    leave(served.url, path, body, lambda: wait_until(lambda: engine.num_running == 1, "it is not written"))
     wait_until(lambda: is_empty(served), "its row or its place is held")
     assert engine.num_steps - before < 100
     assert served.desk.admission.num_tokens == 0
@@ -328,7 +284,7 @@ def test_a_client_that_goes_frees_its_row_and_its_place(serve: Callable[..., Ser
 def test_a_client_that_goes_ends_the_scoring_of_its_text(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve()
     pieces = slow_down_scores(served, monkeypatch)
-    leave(served, "/score", LONG_TEXT, lambda: wait_until(lambda: bool(pieces), "it is not scored"))
+    leave(served.url, "/score", LONG_TEXT, lambda: wait_until(lambda: bool(pieces), "it is not scored"))
     wait_until(lambda: is_empty(served), "its place is held")
     assert served.desk.admission.num_tokens == 0
     assert served.meter("scores_total", outcome="cancelled") == 1
@@ -364,15 +320,7 @@ def test_prometheus_is_told_of_scores(serve: Callable[..., Served], monkeypatch:
 
 def test_a_thousand_clients_that_leave_at_random_leave_nothing_behind(served: Served) -> None:
     expected = ask(served, LONG | {"seed": 9}).json()["generated_text"]
-    draws = random.Random(0)  # noqa: S311 - moments, no secrets
-    moments = [draws.expovariate(1 / 0.03) for _ in range(1000)]
-
-    def visit(number: int) -> None:
-        path = ("/generate", "/generate/stream")[number % 2]
-        leave(served, path, LONG | {"seed": number, "stop": ["zz"][: number % 2]}, lambda: time.sleep(moments[number]))
-
-    with ThreadPoolExecutor(40) as pool:
-        list(pool.map(visit, range(1000)))
+    a_thousand_leave(served.url)
     wait_until(lambda: is_empty(served), "a row or a place is held")
     assert served.desk.admission.num_tokens == 0
     assert ask(served, LONG | {"seed": 9}).json()["generated_text"] == expected
@@ -389,6 +337,30 @@ def test_more_than_there_is_room_for_is_told_when_to_come_back(serve: Callable[.
         assert events(each)[-1][0] == "end", "those that are in are served"
     wait_until(lambda: served.desk.admission.num_requests == 0, "a place is held")
     assert ask(served, GREEDY).status_code == 200
+
+
+def test_who_finds_the_house_full_costs_it_no_reading(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(max_requests=1)
+    writer = served.desk.champion.writer
+    with requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=60) as waiting:
+        monkeypatch.setattr(writer, "read", lambda _: pytest.fail("it reads the prompt"))
+        monkeypatch.setattr(writer, "frame", lambda _: pytest.fail("it reads the text"))
+        for path, body in (("/generate", GREEDY), ("/generate/stream", GREEDY), ("/score", LONG_TEXT)):
+            assert ask(served, body, path).status_code == 429
+        assert served.meter("rejections_total") == 3
+        events(waiting)
+
+
+@pytest.mark.parametrize("is_asked_for", [False, True])
+def test_the_log_holds_what_people_write_if_it_is_asked_for(
+    serve: Callable[..., Served], is_asked_for: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    served = serve(log_prompts=is_asked_for)
+    written = ["the first\nprompt", "the text that is scored"]
+    assert ask(served, GREEDY | {"prompt": written[0]}).ok
+    assert ask(served, {"text": written[1]}, "/score").ok
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert [line["text"] for line in lines if "text" in line] == written * is_asked_for
 
 
 def test_tokens_are_counted_too_and_a_large_request_comes_in_alone(serve: Callable[..., Served]) -> None:
@@ -427,7 +399,7 @@ def test_prometheus_is_told_of_tokens_times_and_ends_and_of_no_text(serve: Calla
         events(waiting)
     assert ask(served, GREEDY | {"timeout": 1e-6}).json()["finish_reason"] == "deadline"
     assert served.meter("answers_total", outcome="deadline") >= 1
-    leave(served, "/generate", LONG | {"temperature": 0}, lambda: wait_until(lambda: not is_empty(served), "it is not written"))
+    leave(served.url, "/generate", LONG | {"temperature": 0}, lambda: wait_until(lambda: not is_empty(served), "it is not written"))
     wait_until(lambda: is_empty(served), "its row is held")
     told = generate_latest(served.registry).decode()
     assert "prosemill_rows_in_use" in told

@@ -16,8 +16,8 @@ from prosemill.generation.sampling import Settings
 from prosemill.generation.writer import Writer
 from prosemill.serving.page import PATH
 from prosemill.serving.stream import Stream
+from tests.serving.asking import GREEDY, LONG, PROMPT, ask, events, slow_down
 from tests.serving.conftest import Served, wait_until
-from tests.serving.test_app import GREEDY, LONG, PROMPT, ask, events, slow_down
 from tests.serving.visit import Visit
 
 CANARY = "canaryprompt"

@@ -13,8 +13,8 @@ from prosemill.generation.writer import Writer
 from prosemill.serving import follower as module
 from prosemill.serving.follower import Follower
 from prosemill.serving.settings import ServiceSettings
+from tests.serving.asking import GREEDY, ask
 from tests.serving.conftest import VERSION, Served, wait_until
-from tests.serving.test_app import GREEDY, ask
 
 SETTINGS = ServiceSettings(precision="fp32", num_rows=2, follow_seconds=0.02)
 

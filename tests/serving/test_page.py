@@ -22,8 +22,8 @@ from prosemill.serving.page.fragments import report
 from prosemill.serving.page.passage import Passage
 from tests.browser import Browser, needs_browser, running_browser
 from tests.models import write_model
+from tests.serving.asking import is_empty, slow_down
 from tests.serving.conftest import NUM_ROWS, Served, serving, wait_until
-from tests.serving.test_app import is_empty, slow_down
 from tests.serving.visit import Visit
 
 KEY = "a-key-of-some-length"

@@ -8,8 +8,8 @@ import pytest
 import requests
 
 from prosemill.serving.page import PATH, sessions
+from tests.serving.asking import is_empty, slow_down
 from tests.serving.conftest import Served, wait_until
-from tests.serving.test_app import is_empty, slow_down
 from tests.serving.visit import Visit
 
 CANARY = "canaryprompt"

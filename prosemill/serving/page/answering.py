@@ -9,8 +9,6 @@ from collections.abc import AsyncGenerator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from fastapi.concurrency import run_in_threadpool
-
 from prosemill.serving.champion import Champion
 from prosemill.serving.desk import Desk
 from prosemill.serving.messages import GenerateRequest
@@ -52,8 +50,7 @@ async def write(desk: Desk, wanted: GenerateRequest, *, with_base: bool) -> Asyn
         champion = stack.enter_context(desk.visit())
         answers = []
         for writer in champion.writers if with_base else champion.writers[:1]:
-            tokens = await run_in_threadpool(writer.read, wanted.prompt)
-            (stream,) = stack.enter_context(desk.enter(writer, tokens, wanted.settings(len(tokens)), deadline=None))
+            (stream,) = await desk.enter(stack, writer, wanted.prompt, wanted.settings, deadline=None)
             answers.append(Growing(champion, stream))
         yield answers
         reading = {asyncio.create_task(answer.read()) for answer in answers}

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp
 from prosemill.registry.answers import name_answer
 from prosemill.serving.admission import BusyError
 from prosemill.serving.desk import Desk
-from prosemill.serving.door import note_failure
 from prosemill.serving.errors import BROKEN, EngineError, TooLongError, UnavailableError, fault_line
+from prosemill.serving.log import log_failure
 from prosemill.serving.messages import DEFAULT, DEFAULT_LENGTH, GenerateRequest
 from prosemill.serving.page.answering import write
 from prosemill.serving.page.fragments import cards, empty_cards, head, note, report
@@ -177,7 +177,7 @@ class _Page:
         except (BusyError, TooLongError, EngineError, UnavailableError) as error:
             yield _fault(str(error))
         except Exception as error:  # noqa: BLE001 - Gradio would print it, with what it quotes
-            note_failure(error)
+            log_failure(error)
             yield _fault(BROKEN)
 
 

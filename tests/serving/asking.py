@@ -1,0 +1,68 @@
+"""What clients of the service do, and what its engine is made to do meanwhile."""
+
+import json
+import random
+import re
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+
+from tests.serving.conftest import Served
+
+PROMPT = "The history of"
+GREEDY: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 12, "temperature": 0}
+LONG: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 200, "temperature": 2.0, "top_p": 1.0}  # the model ends its text sometimes
+
+
+def ask(served: Served, body: Any, path: str = "/generate") -> requests.Response:
+    return requests.post(f"{served.url}{path}", json=body, timeout=60)
+
+
+def events(answer: requests.Response) -> list[tuple[str, Any]]:
+    """Names and data of server-sent events."""
+    found = re.findall(r"(?:event: (\w+)\n)?data: (.*)\n\n", answer.content.decode())
+    return [(name, data if data == "[DONE]" else json.loads(data)) for name, data in found]
+
+
+def leave(url: str, path: str, body: dict[str, Any], stays: Callable[[], object]) -> None:
+    """Send a request, and hang up after a while without reading an answer."""
+    host, port = url.removeprefix("http://").split(":")
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + content)
+        stays()
+
+
+def a_thousand_leave(url: str) -> None:
+    """Have a thousand clients ask, and each hang up after a while."""
+    draws = random.Random(0)  # noqa: S311 - moments, no secrets
+    moments = [draws.expovariate(1 / 0.03) for _ in range(1000)]
+
+    def visit(number: int) -> None:
+        path = ("/generate", "/generate/stream")[number % 2]
+        leave(url, path, LONG | {"seed": number, "stop": ["zz"][: number % 2]}, lambda: time.sleep(moments[number]))
+
+    with ThreadPoolExecutor(40) as pool:
+        list(pool.map(visit, range(1000)))
+
+
+def slow_down(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a step take 20 ms at least."""
+    decoder = served.desk.champion.writer.engine._decoder
+    step = decoder.step
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(0.02)
+        return step(*given)
+
+    monkeypatch.setattr(decoder, "step", slowly)
+
+
+def is_empty(served: Served) -> bool:
+    return served.desk.admission.num_requests == served.desk.champion.writer.engine.num_running == 0

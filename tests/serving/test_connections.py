@@ -1,0 +1,54 @@
+"""What clients do with their connections to the real service."""
+
+import http.client
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from prosemill.serving.worker import UVICORNS_KEEP_ALIVE
+from tests.serving.asking import LONG, a_thousand_leave
+from tests.serving.conftest import wait_until
+from tests.serving.real import RealService, real_service
+
+
+@pytest.fixture(scope="module")
+def service(champion: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealService]:
+    """The real service, which all clients here ask."""
+    with real_service(champion, tmp_path_factory.mktemp("connections") / "log") as service:
+        yield service
+
+
+def test_a_connection_may_be_idle_for_longer_than_clients_leave_it_so(service: RealService) -> None:
+    connection = http.client.HTTPConnection(urlsplit(service.url).netloc, timeout=60)
+    for seconds in (0, UVICORNS_KEEP_ALIVE + 2):
+        time.sleep(seconds)
+        connection.request("GET", "/livez")
+        answer = connection.getresponse()
+        assert answer.status == 200
+        answer.read()
+        assert connection.sock is not None, "it is the same connection"
+    connection.close()
+
+
+def test_a_thousand_clients_that_leave_at_random_leave_nothing_behind(service: RealService) -> None:
+    def told() -> str:
+        return requests.get(f"{service.url}/metrics", timeout=60).text
+
+    def answer() -> str:
+        given = requests.post(f"{service.url}/generate", json=LONG | {"seed": 9}, timeout=60)
+        assert given.ok, given.text
+        return str(given.json()["generated_text"])
+
+    expected = answer()
+    a_thousand_leave(service.url)
+    wait_until(lambda: "prosemill_rows_in_use 0.0" in told(), "a row is held")
+    cancelled = re.search(r'^prosemill_answers_total{outcome="cancelled"} (.*)$', told(), re.MULTILINE)
+    assert cancelled is not None
+    assert float(cancelled[1]) > 100, "some left while they were written for"
+    assert answer() == expected
+    assert "Traceback" not in service.log.read_text()

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from prosemill.cli import app
 from prosemill.families import family_of
-from prosemill.generation.writer import choose_precision
+from prosemill.generation.writer import choose_precision, device_for
 from prosemill.pretrained import added_text, load_model, load_tokenizer
 from prosemill.workspace import METRICS, TRAINED_MODEL
 
@@ -70,6 +71,16 @@ def test_auto_goes_by_what_the_evaluation_measured() -> None:
     assert choose_precision({"bf16": 0.0, "int8": -0.001, "int4": 0.005}) == "int4"
     assert choose_precision({"bf16": 0.01, "int8": 0.01, "int4": 0.01}) == "fp32"
     assert choose_precision({}) in ("bf16", "fp32")
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16")])
+def test_a_gpu_holds_bf16_whatever_fewer_bits_cost_and_those_stay_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert choose_precision({"bf16": 0.01, "int8": 0.0, "int4": 0.0}) == expected
+    assert [device_for(each).type for each in ("fp32", "bf16", "int8", "int4")] == ["cuda", "cuda", "cpu", "cpu"]
 
 
 def test_auto_reads_the_evaluation_of_the_trained_model_alone(

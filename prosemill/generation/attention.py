@@ -44,7 +44,8 @@ class Attention(ABC, Generic[Look]):
         self._num_heads, self._num_kv_heads, self._head_size = layout.num_heads, layout.num_kv_heads, layout.head_size
         self._parts = [(layer.attention.scale, layer.attention.window) for layer in layout.layers]
         self._num_rows, self._dtype, self._capacity = num_rows, dtype, 0
-        self.cache = torch.empty(0)
+        self._device = layout.embedding.device
+        self.cache = torch.empty(0, device=self._device)
         """[layers, rows, 2 · key heads, capacity, head size]: of each row its keys, then its values."""
 
     @abstractmethod
@@ -77,7 +78,7 @@ class Attention(ABC, Generic[Look]):
         before, self._capacity = self._capacity, max(bucket(length - 1) * BUCKET, 2 * self._capacity)
         # Zeros, because what is masked is multiplied by 0, and must be a number for that.
         shape = (len(self._parts), self._num_rows, 2 * self._num_kv_heads, self._capacity, self._head_size)
-        cache = torch.zeros(shape, dtype=self._dtype)
+        cache = torch.zeros(shape, dtype=self._dtype, device=self._device)
         if before:
             cache[:, :, :, :before] = self.cache
         self.cache = cache
@@ -86,7 +87,7 @@ class Attention(ABC, Generic[Look]):
 def make_attention(layout: Layout, *, precision: Precision, num_rows: int) -> Attention[Any]:
     """The fastest attention that there is for a precision."""
     library = native.load()
-    if precision != "fp32" and library is not None:
+    if precision != "fp32" and library is not None and layout.embedding.device.type == "cpu":
         return FusedAttention(library, layout, num_rows=num_rows)
     is_small = layout.num_heads * layout.head_size * BUCKET <= SMALL
     return TorchAttention(layout, num_rows=num_rows, dtype=torch.float32 if precision == "fp32" or is_small else torch.bfloat16)
@@ -151,21 +152,21 @@ class TorchAttention(Attention[_Groups]):
 
     def __init__(self, layout: Layout, *, num_rows: int, dtype: torch.dtype) -> None:
         super().__init__(layout, num_rows=num_rows, dtype=dtype)
-        self._rotary = layout.rotary
-        self._distances = None if layout.distances is None else layout.distances.detach().float()
+        self._rotary = None if layout.rotary is None else (layout.rotary[0].to(self._device), layout.rotary[1].to(self._device))
+        self._distances = None if layout.distances is None else layout.distances.detach().float().to(self._device)
 
     def step(self, positions: Sequence[int]) -> _Groups:
-        place = torch.tensor(positions)
+        place = torch.tensor(positions, device=self._device)
         groups, begin = [], 0
         for size, members in groupby(positions, bucket):
             end = begin + len(list(members))
             groups.append(self._group(begin, end, size * BUCKET, place[begin:end, None], first=begin))
             begin = end
         assert len({group.width for group in groups}) == len(groups), "rows of the same bucket are neighbours"
-        return self._look(torch.arange(len(positions)), place, groups)
+        return self._look(torch.arange(len(positions), device=self._device), place, groups)
 
     def read(self, row: int, begin: int, end: int) -> _Groups:
-        place = torch.arange(begin, end)
+        place = torch.arange(begin, end, device=self._device)
         group = self._group(row, row + 1, bucket(end - 1) * BUCKET, place[None], first=0)
         return self._look(torch.full_like(place, row), place, [group])
 
@@ -182,7 +183,7 @@ class TorchAttention(Attention[_Groups]):
         return torch.cat([self._attend_group(number, mixed[group.tokens, : self._num_heads], group) for group in look.groups])
 
     def _look(self, rows: torch.Tensor, place: torch.Tensor, groups: Sequence[_Group]) -> _Groups:
-        heads = torch.arange(2 * self._num_kv_heads)
+        heads = torch.arange(2 * self._num_kv_heads, device=self._device)
         slots = ((rows[:, None] * len(heads) + heads) * self._capacity + place[:, None]).flatten()
         return _Groups(slots, None if self._rotary is None else _turn(self._rotary, place), groups)
 
@@ -193,9 +194,9 @@ class TorchAttention(Attention[_Groups]):
 
     def _bias(self, place: torch.Tensor, width: int, window: int | None) -> torch.Tensor:
         """What is added to the scores of tokens at `place` [rows, n], [rows, 1 or key heads, n · queries of a key head, width]."""
-        back = place[:, None, :, None] - torch.arange(width)  # [rows, 1, n, width]
+        back = place[:, None, :, None] - torch.arange(width, device=self._device)  # [rows, 1, n, width]
         is_hidden = back < 0 if window is None else (back < 0) | (back >= window)
-        bias = torch.zeros(is_hidden.shape).masked_fill_(is_hidden, -torch.inf)
+        bias = torch.zeros(is_hidden.shape, device=self._device).masked_fill_(is_hidden, -torch.inf)
         if self._distances is not None:
             bias = bias + self._distances[:, back[:, 0].clamp(0, self._distances.shape[1] - 1)].transpose(0, 1)
         return bias.to(self._dtype).repeat_interleave(self._num_heads // self._num_kv_heads, dim=2)

@@ -58,16 +58,17 @@ class Decoder:
         """Prepare a model.
 
         Args:
-            layout: The model.
+            layout: The model, which computes where its weights are: on a CPU, or in bf16 and fp32 on another device.
             precision: In which weights are held.
             num_rows: How many texts it writes at most.
         """
         self.num_rows, self.vocabulary_size = num_rows, len(layout.embedding)
         self.start, self.is_encoded = layout.start, layout.encode is not None
         self._encode = layout.encode
+        self._device = layout.embedding.device
         self._embedding = layout.embedding.detach().float()
-        self._positions = None if layout.positions is None else layout.positions.detach().float()
-        library = native.load() if precision == "int8" else None
+        self._positions = None if layout.positions is None else layout.positions.detach().float().to(self._device)
+        library = native.load() if precision == "int8" and self._device.type == "cpu" else None
         self._native = native.NativeLayers(library, layout) if library is not None and native.NativeLayers.takes(layout) else None
         self._layers = [] if self._native is not None else [_prepare_layer(layer, precision) for layer in layout.layers]
         self._head, self._head_scale = prepare_head(layout.head, precision, layout.norm), layout.head_scale
@@ -87,7 +88,7 @@ class Decoder:
             positions: Where that stands. If `needs_neighbours`, rows of the same `bucket` must be neighbours.
         """
         self._attention.reserve(max(positions) + 1)
-        hidden = self._embed(tokens, torch.tensor(positions))
+        hidden = self._embed(tokens, self._on_device(positions))
         return self._logits(self._forward(hidden, self._attention.step(positions), range(len(tokens))))
 
     @torch.inference_mode()
@@ -98,7 +99,7 @@ class Decoder:
         """
         end = begin + len(tokens)
         self._attention.reserve(end)
-        hidden = self._embed(tokens, torch.arange(begin, end))
+        hidden = self._embed(tokens, torch.arange(begin, end, device=self._device))
         hidden = self._forward(hidden, self._attention.read(row, begin, end), [row])
         return self._logits(hidden[-1:] if only_last else hidden)
 
@@ -123,13 +124,13 @@ class Decoder:
     def nll(self, row: int, tokens: Sequence[int], labels: Sequence[int], *, begin: int) -> float:
         """Read a piece as `read` does; the sum of -ln p of what its logits should predict, in nats. `IGNORED` is not scored."""
         logits = self.read(row, tokens, begin=begin, only_last=False).double()
-        return float(cross_entropy(logits, torch.tensor(labels), ignore_index=IGNORED, reduction="sum"))
+        return float(cross_entropy(logits, self._on_device(labels), ignore_index=IGNORED, reduction="sum"))
 
     @torch.inference_mode()
     def encode(self, row: int, tokens: Sequence[int]) -> None:
         """Have an encoder read what the row's text goes on with."""
         assert self._encode is not None
-        hidden = self._encode(torch.tensor(tokens)).float()
+        hidden = self._encode(self._on_device(tokens)).float()
         heads = (len(tokens), 2, self._num_heads, self._head_size)
         self._encoded[row] = []
         for layer in self._layers:
@@ -144,8 +145,11 @@ class Decoder:
         self._encoded[target] = self._encoded[source]
 
     def _embed(self, tokens: Sequence[int], place: torch.Tensor) -> torch.Tensor:
-        hidden = self._embedding[torch.tensor(tokens)]
+        hidden = self._embedding[self._on_device(tokens)]
         return hidden if self._positions is None else hidden + self._positions[place]
+
+    def _on_device(self, numbers: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(numbers, device=self._device)
 
     def _forward(self, hidden: torch.Tensor, look: Any, rows: Sequence[int]) -> torch.Tensor:
         """Hidden states after the last layer, [tokens, width], of as many tokens of each row."""

@@ -35,7 +35,7 @@ def prepare(matrix: Matrix, precision: Precision, norm: Norm | None = None) -> P
     One of a shape that int4's kernel does not take is held in int8, or else in bf16.
     """
     library = native.load()
-    if precision == "int8" and library is not None:
+    if precision == "int8" and library is not None and matrix.weight.device.type == "cpu":
         return native.NativeProduct(library, matrix, norm)
     product, bias = _PREPARED[precision](matrix.weight.detach().float()), None if matrix.bias is None else matrix.bias.detach().float()
     read = _unchanged if norm is None else _prepare_norm(norm)
@@ -60,7 +60,7 @@ def _prepare_norm(norm: Norm) -> Product:
         bias = norm.bias.detach().float()
         return lambda hidden: layer_norm(hidden, shape, weight, bias, epsilon)
     # The root of a mean of squares is a length; torch's own `rms_norm` takes twice as long on a CPU.
-    scaled, shortest = weight * len(weight) ** 0.5, torch.tensor((len(weight) * epsilon) ** 0.5)
+    scaled, shortest = weight * len(weight) ** 0.5, weight.new_tensor((len(weight) * epsilon) ** 0.5, dtype=torch.float32)
     return lambda hidden: hidden / torch.hypot(torch.linalg.vector_norm(hidden, dim=-1, keepdim=True), shortest) * scaled
 
 

@@ -80,10 +80,11 @@ def choose(logits: torch.Tensor, draws: Sequence[Draws], seen: Sequence[torch.Te
     """The next token of each row.
 
     Args:
-        logits: What the model predicts, [rows, vocabulary], of any floating type; it is not changed.
+        logits: What the model predicts, [rows, vocabulary], of any floating type and on any device; it is not changed.
         draws: Of each row; a number is drawn of each whose temperature is not 0.
         seen: Of each row, whether its text holds a token, [vocabulary]; None for a row without a repetition penalty.
     """
+    logits = logits.cpu()  # from wherever they were computed: what follows goes through them once
     penalised = [row for row, each in enumerate(draws) if each.settings.repetition_penalty != 1]
     if penalised:
         logits = logits.clone()

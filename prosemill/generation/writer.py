@@ -20,7 +20,7 @@ from prosemill.generation.decoder import Decoder
 from prosemill.generation.engine import NUM_SPARE, Answer, Engine
 from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
-from prosemill.precision import choose_arithmetic
+from prosemill.precision import choose_arithmetic, choose_device
 from prosemill.pretrained import end_of_text_id, load_model, load_tokenizer, stop_tokens
 
 NUM_ROWS = 32
@@ -32,14 +32,15 @@ WARM_UP = Settings(max_new_tokens=4, temperature=1.0)
 
 
 def choose_precision(costs: Mapping[str, float]) -> Precision:
-    """The fastest precision that costs no more than `GREATEST_COST`.
+    """The fastest precision that costs no more than `GREATEST_COST`; on a CUDA device bf16, or fp32 if it does not multiply such numbers.
 
     Args:
-        costs: What each adds to bits per byte, as a share of what fp32 gets. Where nothing was measured, it is bf16 if the processor
-            multiplies such numbers, and else fp32.
+        costs: What each adds to bits per byte on a CPU, as a share of what fp32 gets. Where nothing was measured, it is bf16 if the
+            processor multiplies such numbers, and else fp32.
     """
-    if not costs:
-        return "bf16" if _multiplies_bf16() else "fp32"
+    device = choose_device()
+    if not costs or device.type == "cuda":
+        return "bf16" if choose_arithmetic("auto", device) == "bf16" else "fp32"
     return next((precision for precision in FASTEST_FIRST if costs.get(precision, 1.0) <= GREATEST_COST), "fp32")
 
 
@@ -81,6 +82,7 @@ class Writer:
         transformers_logging.disable_progress_bar()
         family, tokenizer = family_of(folder), load_tokenizer(folder)
         model = load_model(folder)
+        model.to(device_for(precision))  # type: ignore[arg-type]
         decoder = Decoder(family.layout(model), precision=precision, num_rows=num_rows + NUM_SPARE)
         context = family.context_size(model.config.to_dict())
 
@@ -125,5 +127,6 @@ class Writer:
             raise RuntimeError(answer.end.error)
 
 
-def _multiplies_bf16() -> bool:
-    return choose_arithmetic("auto", torch.device("cpu")) == "bf16"
+def device_for(precision: Precision) -> torch.device:
+    """A CUDA device where there is one, but the CPU for weights of few bits, which are its own."""
+    return torch.device("cpu") if precision in ("int8", "int4") else choose_device()

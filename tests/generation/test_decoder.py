@@ -1,6 +1,7 @@
 """The decoder writes what transformers writes, and a text's logits are the same bits whatever is written beside it."""
 
-from typing import get_args
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from prosemill.generation.kernels import GROUP, prepare
 from prosemill.generation.layout import Matrix
 from prosemill.generation.precision import Precision
 from tests.generation.models import INVARIANT, Tiny, draw, multiplies_bf16, prompts
+from tests.models import VOCABULARY
 
 LENGTHS = [3, 20, 61, 64, 130]
 NUM_STEPS = 12  # the row of 61 and that of 64 change their bucket
@@ -143,3 +145,27 @@ def test_a_bias_is_added_and_a_width_that_does_not_fit_is_served(precision: Prec
     assert found.dtype == torch.float32
     assert float((found - expected).norm() / expected.norm()) < 0.02
     assert torch.allclose(found - prepare(Matrix(weight), precision)(hidden), bias.expand(3, -1), atol=1e-5)
+
+
+def elsewhere(part: Any) -> Any:
+    """A layout whose tensors are on a device that computes nothing, and that takes no others."""
+    if isinstance(part, torch.Tensor):
+        return part.to("meta")
+    if isinstance(part, tuple):
+        return tuple(map(elsewhere, part))
+    if is_dataclass(part) and not isinstance(part, type):
+        return replace(part, **{each.name: elsewhere(getattr(part, each.name)) for each in fields(part)})
+    return part
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_all_is_computed_where_the_weights_are(tiny: Tiny, precision: Precision) -> None:
+    layout = tiny.family.layout(tiny.model)
+    if layout.encode is not None:
+        layout = replace(layout, encode=lambda tokens: torch.zeros(len(tokens), layout.embedding.shape[1], device=tokens.device))
+    decoder = Decoder(elsewhere(layout), precision=precision, num_rows=3)
+    for row in range(2):
+        read_prompt(decoder, row, [5, 6, 7])
+    decoder.move(1, 2, 3)
+    logits = decoder.step([1, 2], [3, 70])
+    assert (logits.device.type, logits.shape) == ("meta", (2, VOCABULARY))

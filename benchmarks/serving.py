@@ -27,6 +27,7 @@ SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9}
 SUBJECTS = ("city", "river", "treaty", "novel", "comet", "bridge", "violin", "harvest")
 PROMPTS = [f"The history of the {subject} {verb}" for subject in SUBJECTS for verb in ("begins with", "has often been told as")]
 PERCENTILES = (50, 95, 99)
+BROKEN, DONE = b'data: {"error"', b"data: [DONE]\n\n"
 COMPLETION_TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
 
 
@@ -58,6 +59,9 @@ async def ask(client: aiohttp.ClientSession, seed: int, load: Load, *, num_new_t
                 received += chunk
     except aiohttp.ClientError as error:
         load.statuses[type(error).__name__] += 1
+        return
+    if answer.ok and (BROKEN in received or not received.endswith(DONE)):
+        load.statuses["broken"] += 1
         return
     load.statuses[answer.status] += 1
     usage = COMPLETION_TOKENS.search(received)

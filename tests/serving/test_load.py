@@ -1,0 +1,43 @@
+"""The load driver counts what becomes of the requests, and calls no broken answer a good one."""
+
+import asyncio
+
+import pytest
+
+from benchmarks.serving import Load, ask, client_of, closed_loop, open_loop, report
+from tests.serving.conftest import NUM_ROWS, Served
+
+
+def test_answers_are_counted_and_timed(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    async def run() -> Load:
+        async with client_of(served.url) as client:
+            load = await closed_loop(client, NUM_ROWS, 0.5, num_new_tokens=8)
+            arriving = await open_loop(client, rate=20, seconds=0.5, seed=0)
+            load.statuses.update(arriving.statuses)
+            return load
+
+    load = asyncio.run(run())
+    assert set(load.statuses) == {200}
+    assert 0 < load.num_tokens <= 8 * load.statuses[200]
+    assert 0 < len(load.first) == len(load.per_token) <= load.statuses[200]
+    assert all(0 < first < 30 for first in load.first)
+    report(load, 1.0, first=30.0, per_token=30.0)
+    told = capsys.readouterr().out
+    assert f"{load.num_tokens} tokens/s; goodput {len(load.first)}.00 answers/s" in told
+
+
+def test_an_answer_that_breaks_off_is_no_good_one(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = served.desk.champion.writer.engine
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    async def run() -> Load:
+        load = Load()
+        async with client_of(served.url) as client:
+            await ask(client, 0, load)
+        return load
+
+    monkeypatch.setattr(engine, "_show", fail)
+    load = asyncio.run(run())
+    assert (dict(load.statuses), load.num_tokens) == ({"broken": 1}, 0)

@@ -120,7 +120,10 @@ def _run(overrides: list[str], force: bool, promote: bool, package: bool, if_bus
             if promote and outcome.passed:
                 message += f"; {ask_for_promotion(version)}"
             if package and (outcome.passed or outcome.is_champion):  # last: one that fails costs no promotion
-                build_bento(page, version.number, hours.package, tick, [lock])
+                try:
+                    build_bento(page, version.number, hours.package, tick, [lock])
+                except CommandFailedError as error:
+                    return Failed(message=f"{message}, without a Bento: {error.summary}", data=error)
     return Completed(message=message, data=version.number)
 
 

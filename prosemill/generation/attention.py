@@ -63,7 +63,7 @@ class Attention(ABC, Generic[Look]):
         Args:
             number: Of the layer.
             mixed: Queries, keys and values, [tokens, (heads + 2 · key heads) · head size], fp32; it may be changed.
-            look: What `step` or `read` made for these tokens.
+            look: What was made for these tokens.
         """
 
     def move(self, source: int, target: int, length: int) -> None:

@@ -4,8 +4,8 @@
     logits = decoder.read(0, tokens, begin=0)        # a piece of row 0's prompt: [tokens, vocabulary]
     logits = decoder.step([5, 9], [12, 40])          # the last tokens of rows 0 and 1, at their positions: [2, vocabulary]
 
-Products and norms (`kernels`) look at each row by itself, and so does attention (`attention`): a text's logits are the same bits whatever
-is written beside it.
+Products and norms (`kernels`) look at each row by itself, and so does attention (`attention`): on a CPU a text's logits are the same bits
+whatever is written beside it, but for fp32.
 """
 
 from collections.abc import Callable, Sequence
@@ -67,7 +67,7 @@ class Decoder:
         self._encode = layout.encode
         self._device = layout.embedding.device
         self._embedding = layout.embedding.detach().float()
-        self._positions = None if layout.positions is None else layout.positions.detach().float().to(self._device)
+        self._positions = None if layout.positions is None else layout.positions.detach().float()
         library = native.load() if precision == "int8" and self._device.type == "cpu" else None
         self._native = native.NativeLayers(library, layout) if library is not None and native.NativeLayers.takes(layout) else None
         self._layers = [] if self._native is not None else [_prepare_layer(layer, precision) for layer in layout.layers]
@@ -118,7 +118,7 @@ class Decoder:
         lengths = [len(text) for text in texts]
         self._attention.reserve(max(lengths))
         places = self._attention.read_texts(first, lengths)
-        hidden = self._forward(self._embed(list(chain.from_iterable(texts)), places.positions), places, places.rows.tolist())
+        hidden = self._forward(self._embed(list(chain.from_iterable(texts)), places.positions), places, rows=())
         return self._logits(hidden[torch.tensor(lengths).cumsum(0) - 1])
 
     def nll(self, row: int, tokens: Sequence[int], labels: Sequence[int], *, begin: int) -> float:
@@ -152,7 +152,7 @@ class Decoder:
         return torch.tensor(numbers, device=self._device)
 
     def _forward(self, hidden: torch.Tensor, look: Any, rows: Sequence[int]) -> torch.Tensor:
-        """Hidden states after the last layer, [tokens, width], of as many tokens of each row."""
+        """Hidden states after the last layer, [tokens, width]. Of `rows`, which cross-attention takes, each has as many tokens."""
         if self._native is not None:
             self._native(self._attention.cache, hidden, look)
             return hidden

@@ -7,7 +7,7 @@
         print(answer.end)               # why it ended, and how many tokens it took
 
 What a request gets depends on its prompt and its settings alone, not on who else is there (`decoder`), nor on when it came. Prompts are
-read in pieces of `CHUNK` tokens, between the steps in which all others get their next token.
+read between the steps in which all others get their next token: long ones in pieces of `CHUNK` tokens, short ones together.
 """
 
 import math
@@ -79,6 +79,10 @@ class Request:
     begun: float | None = None
     first: float | None = None
     error: str = ""
+
+    def begin(self) -> None:
+        """Its prompt is being looked at."""
+        self.begun = self.begun or time.monotonic()
 
     def cancel(self) -> None:
         """Have it end at the next token."""
@@ -252,35 +256,37 @@ class Engine:
 
     def _read_prompts(self) -> None:
         """Read about `CHUNK` tokens of what waits, while there are rows for it."""
-        left = CHUNK
+        left, reads_texts = CHUNK, self._decoder.reads_texts
         while left > 0 and self._waiting and len(self._running) < self._capacity:
-            left -= self._read_texts(self._whole_prompts(left)) or self._read_first()
+            prompts = self._whole_prompts(left) if reads_texts else []
+            if prompts and (reads_texts := self._read_texts(prompts)):
+                left -= sum(request.num_read for request in prompts)
+            else:
+                left -= self._read_first()
 
     def _whole_prompts(self, left: int) -> list[Request]:
         """Those that wait first, as far as they can be read together: about `left` tokens, and a row for each."""
         found = list[Request]()
-        for request in islice(self._waiting, self._capacity - len(self._running)) if self._decoder.reads_texts else ():
+        for request in islice(self._waiting, self._capacity - len(self._running)):
             if left <= 0 or not isinstance(request, Request) or request.num_read > 0 or len(request.tokens) > CHUNK:
                 break
             found.append(request)
             left -= len(request.tokens)
         return found
 
-    def _read_texts(self, requests: Sequence[Request]) -> int:
-        """Read whole prompts together; their tokens, or 0 if there are none or it fails."""
-        if not requests:
-            return 0
+    def _read_texts(self, requests: Sequence[Request]) -> bool:
+        """Read whole prompts together; whether that went well."""
         for request in requests:
-            request.begun = request.begun or time.monotonic()
+            request.begin()
         try:
             logits = self._decoder.read_texts(len(self._running), [request.tokens for request in requests])
         except Exception:  # noqa: BLE001 - whose fault it is will show when each is read by itself
-            return 0
+            return False
         for request in requests:
             self._waiting.popleft()
             request.num_read = len(request.tokens)
         self._join(requests, logits)
-        return sum(request.num_read for request in requests)
+        return True
 
     def _read_first(self) -> int:
         """Read a piece of what waits first; its tokens."""
@@ -299,8 +305,7 @@ class Engine:
 
     def _read(self, request: Request) -> tuple[int, bool]:
         """Read a piece of a prompt; its tokens, and whether it was the last."""
-        if request.begun is None:
-            request.begun = time.monotonic()
+        request.begin()
         if self._decoder.is_encoded:
             assert self._decoder.start is not None
             self._decoder.encode(self._reading, request.tokens)

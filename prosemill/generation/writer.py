@@ -83,11 +83,13 @@ class Writer:
         family, tokenizer = family_of(folder), load_tokenizer(folder)
         model = load_model(folder)
         model.to(device_for(precision))  # type: ignore[arg-type]
-        decoder = Decoder(family.layout(model), precision=precision, num_rows=num_rows + NUM_SPARE)
-        context = family.context_size(model.config.to_dict())
+        config, layout = model.config, family.layout(model)
+        decoder = Decoder(layout, precision=precision, num_rows=num_rows + NUM_SPARE)
+        del model, layout  # or these weights would be held beside the decoder's own
+        context = family.context_size(config.to_dict())
 
         with Engine(decoder, tokenizer, stops=stop_tokens(tokenizer, end_of_text_id(tokenizer)), context=context) as engine:
-            yield cls(engine, family, tokenizer, model.config)
+            yield cls(engine, family, tokenizer, config)
 
     def read(self, prompt: str) -> list[int]:
         """The tokens that stand for a prompt, with those that the model wants around it."""

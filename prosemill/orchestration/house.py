@@ -183,7 +183,7 @@ class _Service:
         try:
             wait_for(f"{self._url}/readyz", self._process, "the service", _log("service"))
         except ProsemillError as error:
-            say(f"version {champion}, the champion, is not served: {error}")
+            say(f"version {champion}, the champion, is not served: {error}; start `prosemill up` again, or promote another")
             self._end()
             self._refused = champion
 

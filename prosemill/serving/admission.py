@@ -33,7 +33,10 @@ class Admission:
         """Prompt and new tokens that these may come to."""
 
     def check(self, num_tokens: int = 1, num_requests: int = 1) -> None:
-        """Raise `BusyError` if requests that may come to so many tokens are too many. One larger than `max_tokens` comes in alone."""
+        """Raise `BusyError` if so many requests, which may come to so many tokens, find no room; by default the smallest that there is.
+
+        A request that is larger than `max_tokens` comes in alone.
+        """
         is_too_large = self.num_tokens + num_tokens > self._max_tokens and self.num_requests > 0
         if self.num_requests + num_requests > self.max_requests or is_too_large:
             raise BusyError(max(1, round(fmean(self._times))) if self._times else 1)

@@ -57,7 +57,7 @@ async def generate(request: Request, wanted: GenerateRequest) -> GenerateAnswer:
     """Continue a prompt, `n` times with seeds that follow each other."""
     desk: Desk = request.app.state.desk
     with ExitStack() as stack:
-        champion = stack.enter_context(desk.visit())
+        champion = stack.enter_context(desk.visit(wanted.prompt))
         streams = await desk.enter(stack, champion.writer, wanted.prompt, wanted.settings, deadline=wanted.timeout)
         texts = await unless_gone(request, asyncio.gather(*(stream.text() for stream in streams)))
     first, *others = [Text(generated_text=text, **Ended.of(stream)) for text, stream in zip(texts, streams, strict=True)]
@@ -70,7 +70,7 @@ async def generate_stream(request: Request, wanted: GenerateRequest) -> Response
     """Continue a prompt, as events: `text` with each piece and the `index` of its answer, and an `end` for each of the `n` answers."""
     desk: Desk = request.app.state.desk
     with ExitStack() as stack:
-        champion = stack.enter_context(desk.visit())
+        champion = stack.enter_context(desk.visit(wanted.prompt))
         streams = await desk.enter(stack, champion.writer, wanted.prompt, wanted.settings, deadline=wanted.timeout)
         return EventStream(_events(streams, champion.version), stack.pop_all().close, seconds=desk.deadline + READING_SECONDS)
 
@@ -79,8 +79,7 @@ async def generate_stream(request: Request, wanted: GenerateRequest) -> Response
 async def score(request: Request, wanted: ScoreRequest) -> ScoreAnswer:
     """How likely a document is: its log-likelihood, and bits per byte."""
     desk: Desk = request.app.state.desk
-    with desk.visit() as champion:
-        desk.note_text(wanted.text)
+    with desk.visit(wanted.text) as champion:
         try:
             framed = await run_in_threadpool(champion.writer.frame, wanted.text)
         except ValueError as error:

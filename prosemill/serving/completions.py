@@ -36,7 +36,7 @@ async def complete(request: Request, wanted: CompletionRequest) -> Response:
     if wanted.model != MODEL:
         return refusal(404, f"there is no model {wanted.model!r}: the one that is served is {MODEL!r}", "model")
     with ExitStack() as stack:
-        champion = stack.enter_context(desk.visit())
+        champion = stack.enter_context(desk.visit(wanted.prompt))
         head: dict[str, Any] = {"id": name_answer(champion.version), "object": "text_completion", "model": MODEL}
         head["created"] = int(time.time())
         streams = await desk.enter(stack, champion.writer, wanted.prompt, wanted.settings, deadline=None)

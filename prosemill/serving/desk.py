@@ -1,7 +1,7 @@
 """Where requests to the champion come in: admitted, held to their deadline, and dropped when their client goes.
 
 with ExitStack() as stack:
-    champion = stack.enter_context(desk.visit())
+    champion = stack.enter_context(desk.visit("The history of"))
     (stream,) = await desk.enter(stack, champion.writer, "The history of", lambda _: [Settings()], deadline=None)
     text = await unless_gone(request, stream.text())
 """
@@ -84,8 +84,11 @@ class Desk:
             hurry(seconds)
 
     @contextmanager
-    def visit(self) -> Iterator[Champion]:
+    def visit(self, text: str) -> Iterator[Champion]:
         """The champion, which stays open until the block ends, whoever takes its place meanwhile.
+
+        Args:
+            text: What it is asked to continue or to score; the log gets it, if that is wanted.
 
         Raises:
             UnavailableError: newcomers are not served.
@@ -94,6 +97,8 @@ class Desk:
         self.check()
         with self._counted_rejections():
             self.admission.check()
+        if self._logs_prompts:
+            log(text=text)
         with self._changes:
             champion = self._champion
             self._visits[champion] += 1
@@ -131,7 +136,6 @@ class Desk:
             TooLongError: the prompt is too long, or its answer would be.
             EngineError: the engine has ended.
         """
-        self.note_text(prompt)
         tokens = await run_in_threadpool(writer.read, prompt)
         if writer.context is None and len(tokens) > MOST_TOKENS:
             raise TooLongError(f"the prompt has {len(tokens)} tokens, and {MOST_TOKENS} are read at most")
@@ -143,11 +147,6 @@ class Desk:
             stack.callback(streams[-1].cancel)
             stack.enter_context(self._hurried_by(streams[-1].hurry))
         return streams
-
-    def note_text(self, text: str) -> None:
-        """Have the log hold what somebody has written, if that is wanted."""
-        if self._logs_prompts:
-            log(text=text)
 
     async def score(self, champion: Champion, framed: Framed) -> float:
         """The sum of -ln p of a text, in nats.

@@ -20,8 +20,10 @@ from prosemill.serving.meters import Meters
 from prosemill.serving.settings import ServiceSettings
 from prosemill.serving.source import Source
 
-UVICORNS_KEEP_ALIVE, KEEP_ALIVE = 5, 75
-"""Seconds for which an idle connection stays open; nginx has 75.
+BENTOML_KEEP_ALIVE = 5
+"""Seconds for which `bentoml serve` keeps an idle connection open, where its option names no others."""
+KEEP_ALIVE = 75
+"""Seconds for which we do instead, as nginx does.
 
 Clients in Python (httpx, and so `openai`) give a connection up after 5 seconds too, and whoever is the later by a hair sends a request into
 a connection that is being closed.
@@ -41,7 +43,7 @@ class Worker:
             self._follower.start()
         self.app.state.page.begin()
         server = _server()
-        if server.config.timeout_keep_alive == UVICORNS_KEEP_ALIVE:  # nobody has asked for another
+        if server.config.timeout_keep_alive == BENTOML_KEEP_ALIVE:  # who asks for just this cannot be told from who asks for nothing
             server.config.timeout_keep_alive = KEEP_ALIVE
         see_off_on_signals(server, self._desk, settings.drain)
 

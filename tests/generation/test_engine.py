@@ -140,12 +140,10 @@ def test_a_request_whose_receiver_fails_fails_alone(tiny_model: Path) -> None:
     assert [(end.reason, end.error) for end in ends] == [("failed", "gone")]
 
 
-@compiles
-def test_short_prompts_are_read_together_and_one_that_fails_fails_alone(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = draw("llama")
-    first, *given = prompts([10] * CAPACITY)
-    settings, goes_on = Settings(max_new_tokens=5), threading.Event()
-    num_read, read_texts, step = list[int](), Decoder.read_texts, Decoder.step
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, list[int]]]:
+    """What lets engines take steps again, and of how many prompts each common reading was."""
+    goes_on, num_read, read_texts, step = threading.Event(), list[int](), Decoder.read_texts, Decoder.step
 
     def note(decoder: Decoder, row: int, texts: list[list[int]]) -> torch.Tensor:
         num_read.append(len(texts))
@@ -153,15 +151,45 @@ def test_short_prompts_are_read_together_and_one_that_fails_fails_alone(tiny_mod
 
     monkeypatch.setattr(Decoder, "read_texts", note)
     monkeypatch.setattr(Decoder, "step", lambda *each: goes_on.wait(60) and step(*each))
+    yield goes_on, num_read
+    goes_on.set()
+
+
+@compiles
+def test_short_prompts_are_read_together(tiny_model: Path, held: tuple[threading.Event, list[int]]) -> None:
+    tiny, (goes_on, num_read) = draw("llama"), held
+    first, *given = prompts([10] * CAPACITY)
+    chosen = [Settings(max_new_tokens=number) for number in (1, 5, 1, 1, 5)]  # some leave at once
+    scores = queue.SimpleQueue[float | Exception]()
+    with running(tiny, tiny_model) as engine:
+        leading = engine.answer(first, Settings(max_new_tokens=5))
+        next(iter(leading))  # the others come while it is held
+        answers = [engine.answer(prompt, settings) for prompt, settings in zip(given[:2], chosen, strict=False)]
+        engine.score(None, first, first, scores.put)
+        answers += [engine.answer(prompt, settings) for prompt, settings in zip(given[2:], chosen[2:], strict=True)]
+        goes_on.set()
+        found = [outcome(answer) for answer in answers]
+        assert num_read == [1, 2, 3], "the first one, those before the text that is scored, those after it"
+        assert found == [outcome(engine.answer(prompt, settings)) for prompt, settings in zip(given, chosen, strict=True)]
+        engine.score(None, first, first, scores.put)
+        assert scores.get(timeout=60) == scores.get(timeout=60)
+
+
+@compiles
+def test_a_prompt_that_cannot_be_read_fails_alone(tiny_model: Path, held: tuple[threading.Event, list[int]]) -> None:
+    tiny, (goes_on, num_read) = draw("llama"), held
+    first, *given = prompts([10] * 4)
+    settings = Settings(max_new_tokens=5)
     with running(tiny, tiny_model) as engine:
         leading = engine.answer(first, settings)
-        next(iter(leading))  # the others come while it is held
+        next(iter(leading))
+        answers = [engine.answer(prompt, settings) for prompt in given[:2]]
         broken = engine.answer([tiny.model.config.vocab_size], settings)
-        answers = [engine.answer(prompt, settings) for prompt in given]
+        answers.append(engine.answer(given[2], settings))
         goes_on.set()
         assert outcome(broken)[1:] == ("failed", 0)
         found = [outcome(answer) for answer in answers]
-        assert num_read == [1, CAPACITY - 1, CAPACITY - 1], "the first one, those with the broken one, those without"
+        assert num_read == [1, 4], "after it failed, each by itself"
         assert found == [outcome(engine.answer(prompt, settings)) for prompt in given]
 
 

@@ -47,7 +47,7 @@ async def write(desk: Desk, wanted: GenerateRequest, *, with_base: bool) -> Asyn
         UnavailableError: nobody is served now.
     """
     with ExitStack() as stack:
-        champion = stack.enter_context(desk.visit())
+        champion = stack.enter_context(desk.visit(wanted.prompt))
         answers = []
         for writer in champion.writers if with_base else champion.writers[:1]:
             (stream,) = await desk.enter(stack, writer, wanted.prompt, wanted.settings, deadline=None)

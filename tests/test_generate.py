@@ -66,7 +66,8 @@ def test_a_mistake_is_one_line(run: Callable[..., tuple[str, str]], tiny_model: 
     assert (printed, complaint.count("\n")) == ("", 1)
 
 
-def test_auto_goes_by_what_the_evaluation_measured() -> None:
+def test_auto_goes_by_what_the_evaluation_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_precision({"bf16": 0.0, "int8": 0.004, "int4": 0.006}) == "int8"
     assert choose_precision({"bf16": 0.0, "int8": -0.001, "int4": 0.005}) == "int4"
     assert choose_precision({"bf16": 0.01, "int8": 0.01, "int4": 0.01}) == "fp32"
@@ -86,6 +87,7 @@ def test_a_gpu_holds_bf16_whatever_fewer_bits_cost_and_those_stay_on_the_cpu(
 def test_auto_reads_the_evaluation_of_the_trained_model_alone(
     run: Callable[..., tuple[str, str]], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
     METRICS.mkdir()
     (METRICS / "evaluation.json").write_text(json.dumps({"serving": {"cost_int4": 0.0, "num_tokens": 1}}), encoding="utf-8")

@@ -56,6 +56,7 @@ class Shop:
     def environment(self) -> dict[str, str]:
         """Of every process; each writes down whom it calls outside this machine."""
         inherited = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "PYTHONPATH")}
+        inherited["CUDA_VISIBLE_DEVICES"] = ""  # what the processor holds best is asked
         return inherited | {"BENTOML_HOME": str(self.home), "PYTHONPATH": str(self.spy), "SPY_REPORT": str(self.spy / "report")}
 
     def run(self, *command: str, fails: bool = False) -> str:
@@ -259,9 +260,11 @@ def test_a_base_model_that_another_takes_the_place_of_is_held_as_it_was(
 def test_without_a_base_model_here_none_is_held(build_here: Callable[..., Bento], shop: Shop) -> None:
     base = shop.workspace.folder / "models/base"
     base.rename(base.with_name("elsewhere"))
-    with pytest.raises(ProsemillError, match="models/base is not the base model of version 1"):
-        build_here(with_base=True)
-    base.with_name("elsewhere").rename(base)
+    try:
+        with pytest.raises(ProsemillError, match="models/base is not the base model of version 1"):
+            build_here(with_base=True)
+    finally:
+        base.with_name("elsewhere").rename(base)
 
 
 def test_what_bentoml_cannot_build_is_one_line_and_leaves_nothing(

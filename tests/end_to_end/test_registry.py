@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -143,10 +144,8 @@ def test_another_champion_takes_its_place_while_it_is_asked(champion: Clone) -> 
         while not ends.is_set():
             answers.append(requests.post(f"http://127.0.0.1:{port}/generate", json=body, timeout=60))
 
-    with serving(champion, port, PROSEMILL_FOLLOW_SECONDS="1"):
-        asking = [threading.Thread(target=go_on) for _ in range(4)]
-        for thread in asking:
-            thread.start()
+    with serving(champion, port, PROSEMILL_FOLLOW_SECONDS="1"), ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(go_on) for _ in range(4)]
         try:
             client.set_registered_model_alias("prosemill", "champion", "2")
             until(lambda: bool(answers) and answers[-1].json().get("model_version") == 2, START_SECONDS, "the other version is served")
@@ -154,8 +153,8 @@ def test_another_champion_takes_its_place_while_it_is_asked(champion: Clone) -> 
             client.set_registered_model_alias("prosemill", "champion", "1")
         until(lambda: bool(answers) and answers[-1].json().get("model_version") == 1, START_SECONDS, "the first version is served again")
         ends.set()
-        for thread in asking:
-            thread.join()
+        for each in asking:
+            each.result()  # raises what a client has met
     assert {answer.status_code for answer in answers} == {200}
 
 

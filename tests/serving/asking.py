@@ -4,6 +4,7 @@ import json
 import random
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,19 @@ def slow_down(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
         return step(*given)
 
     monkeypatch.setattr(decoder, "step", slowly)
+
+
+def hold_steps(served: Served, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Have the champion take no more steps than are released."""
+    steps, decoder = threading.Semaphore(0), served.desk.champion.writer.engine._decoder
+    step = decoder.step
+
+    def held(*given: Any) -> Any:
+        assert steps.acquire(timeout=60), "no step was released"
+        return step(*given)
+
+    monkeypatch.setattr(decoder, "step", held)
+    return steps
 
 
 def is_empty(served: Served) -> bool:

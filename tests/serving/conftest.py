@@ -54,6 +54,7 @@ def serving(folder: Path, **settings: float) -> Iterator[Served]:
         thread = threading.Thread(target=server.run, args=([door],))
         thread.start()
         while not server.started:
+            assert thread.is_alive(), "it cannot start"
             time.sleep(0.01)
         try:
             yield Served(f"http://127.0.0.1:{door.getsockname()[1]}", app, app.state.desk, registry)

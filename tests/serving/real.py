@@ -67,9 +67,9 @@ def make_champion(
 
 
 def own_environment(folder: Path, **variables: str) -> dict[str, str]:
-    """Of a service in a workspace: this process's, without a registry and settings of other tests."""
+    """Of a service in a workspace: this process's, without a registry and settings of other tests, and without a GPU."""
     given = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "PROSEMILL_"))}
-    return given | {"BENTOML_HOME": str(folder / "bentoml"), **variables}
+    return given | {"BENTOML_HOME": str(folder / "bentoml"), "CUDA_VISIBLE_DEVICES": "", **variables}
 
 
 @contextmanager

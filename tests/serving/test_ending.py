@@ -1,6 +1,7 @@
 """The end of the real service: newcomers are told so, who is being served may end, and nothing stays behind."""
 
 import json
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from tests.serving.visit import Visit
 
 DRAIN = 4.0
 SHORT: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 60, "temperature": 1.0, "seed": 3}
-ENDLESS: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 4000, "temperature": 0, "n": 4}
+ENDLESS: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 4000, "temperature": 0, "n": 7}
 
 
 @pytest.fixture
@@ -57,12 +58,12 @@ def test_on_sigterm_newcomers_are_refused_and_the_others_end(service: RealServic
     assert (last, "".join(data["text"] for _, data in texts)) == ("end", whole["generated_text"])
     assert end["finish_reason"] == whole["finish_reason"]
     ends = [data for name, data in rest(endless) if name == "end"]
-    assert [end["finish_reason"] for end in ends] == ["deadline"] * 4
+    assert [end["finish_reason"] for end in ends] == ["deadline"] * 7
     assert all(end["usage"]["completion_tokens"] > 0 for end in ends)
     assert service.process.wait(10) == 0
     assert DRAIN - 0.5 < time.monotonic() - begin < DRAIN + 5
     until(lambda: not living(processes), 5, "nothing is left")
-    assert "Traceback" not in service.log.read_text(), service.log.read_text()
+    assert not re.search("Traceback|Error", service.log.read_text()), service.log.read_text()
 
 
 def test_a_client_that_does_not_read_does_not_keep_it(service: RealService) -> None:
@@ -83,4 +84,4 @@ def test_on_the_page_too_newcomers_are_told_so_and_the_others_end(service: RealS
         assert "the service is ending" in late.generate("The history of").note()
         assert "answer-v" in end.result()
     assert service.process.wait(10) == 0
-    assert "Traceback" not in service.log.read_text(), service.log.read_text()
+    assert not re.search("Traceback|Error", service.log.read_text()), service.log.read_text()

@@ -1,9 +1,10 @@
 """What is promoted is followed; what cannot be served leaves the old one at work, is said once and tried again."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,13 +92,28 @@ def test_a_version_that_does_not_load_leaves_the_old_one_at_work_and_is_tried_ag
     monkeypatch.setattr(module, "LONGEST_PAUSE", 0.2)
     served, source = follow(fault=ProsemillError("version 8 was altered after it was registered"))
     wait_until(lambda: source.num_loaded > 3, "it is tried again")
-    assert source.num_asked > source.num_loaded + 3
     assert ask(served, GREEDY).json()["model_version"] == VERSION
     source.fault = None
     wait_until(lambda: ask(served, GREEDY).json()["model_version"] == VERSION + 1, "the new one is served")
     told = capfd.readouterr().err
     assert told.count("was altered after it was registered") == 1
     assert f"version {VERSION} goes on" in told
+
+
+def test_between_two_tries_there_is_twice_the_time_up_to_a_longest(
+    served: Served, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0
+    monkeypatch.setattr(module, "LONGEST_PAUSE", 5)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    source, tries = Promoted(tiny_model, fault=ProsemillError("it was altered")), list[int]()
+    follower = Follower(served.desk, source, ServiceSettings(follow_seconds=1))
+    for now in range(20):
+        before = source.num_loaded
+        with suppress(ProsemillError):
+            follower.look()
+        tries += [now] * (source.num_loaded - before)
+    assert tries == [0, 1, 3, 7, 12, 17]
 
 
 def test_a_version_that_cannot_write_is_not_served_and_the_next_one_is_tried_at_once(

@@ -22,7 +22,7 @@ from prosemill.serving.page.fragments import report
 from prosemill.serving.page.passage import Passage
 from tests.browser import Browser, needs_browser, running_browser
 from tests.models import write_model
-from tests.serving.asking import is_empty, slow_down
+from tests.serving.asking import hold_steps, is_empty, slow_down
 from tests.serving.conftest import NUM_ROWS, Served, serving, wait_until
 from tests.serving.visit import Visit
 
@@ -201,14 +201,6 @@ def ask(browser: Browser, prompt: str, **numbers: int) -> None:
     browser.click("//button[@id='generate']")
 
 
-def hold_steps(served: Served, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
-    """Have the champion take no more steps than are released."""
-    steps, decoder = threading.Semaphore(0), served.desk.champion.writer.engine._decoder
-    step = decoder.step
-    monkeypatch.setattr(decoder, "step", lambda *given: steps.acquire(timeout=60) and step(*given))
-    return steps
-
-
 @needs_browser
 def test_a_person_sees_text_come_and_stops_it(browser: Browser, paged: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = hold_steps(paged, monkeypatch)
@@ -246,10 +238,10 @@ def test_what_was_stopped_says_so_however_late_it_ends(browser: Browser, paged: 
     pass_on = Passage.__call__
 
     async def pass_on_late(self: Passage, scope: Any, receive: Any, send: Any) -> None:
-        if scope["path"].endswith("/cancel"):
-            await asyncio.sleep(1)
-            steps.release(200)
+        is_cancel = scope["path"].endswith("/cancel")
+        await asyncio.sleep(1 if is_cancel else 0)
         await pass_on(self, scope, receive, send)
+        steps.release(200 if is_cancel else 0)
 
     monkeypatch.setattr(Passage, "__call__", pass_on_late)
     browser.open(f"{paged.url}{PATH}")

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import requests
 from prosemill.generation.writer import Writer
 from prosemill.serving.champion import Champion
 from tests.models import write_model
+from tests.serving.asking import hold_steps
 from tests.serving.conftest import NUM_ROWS, VERSION, Served, wait_until
 
 BODY: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 40, "temperature": 0}
@@ -42,9 +44,8 @@ def test_a_swap_under_load_fails_no_request(serve: Callable[..., Served], tiny_m
         while not ends.is_set():
             answers.append(ask(served))
 
-    clients = [threading.Thread(target=go_on) for _ in range(NUM_CLIENTS)]
-    for client in clients:
-        client.start()
+    pool = ThreadPoolExecutor(NUM_CLIENTS)
+    clients = [pool.submit(go_on) for _ in range(NUM_CLIENTS)]
     for version, folder in ((8, other_model), (9, tiny_model), (10, other_model)):
         wait_until(
             lambda: len({answer.json()["model_version"] for answer in answers}) == served.desk.champion.version - VERSION + 1, "none"
@@ -55,7 +56,7 @@ def test_a_swap_under_load_fails_no_request(serve: Callable[..., Served], tiny_m
     wait_until(lambda: answers[-1].json()["model_version"] == 10, "the last is served")
     ends.set()
     for client in clients:
-        client.join()
+        client.result()  # raises what a client has met
     assert {answer.status_code for answer in answers} == {200}
     texts: dict[int, set[str]] = {}
     for answer in answers:
@@ -71,15 +72,19 @@ def test_what_has_begun_ends_on_the_version_where_it_began(
 ) -> None:
     served = serve()
     expected = ask(served).json()["generated_text"]
-    before = served.desk.champion
+    before, following = served.desk.champion, load(other_model, 8)
+    steps = hold_steps(served, monkeypatch)
     with requests.post(f"{served.url}/generate/stream", json=BODY, stream=True, timeout=60) as waiting:
-        swapping = threading.Thread(target=served.desk.swap, args=[load(other_model, 8)])
+        wait_until(lambda: before.writer.engine.num_running == 1, "it is being written")
+        swapping = threading.Thread(target=served.desk.swap, args=[following])
         swapping.start()
         wait_until(lambda: served.desk.champion.version == 8, "newcomers are served by the new one")
+        assert ask(served).json()["model_version"] == 8
+        assert swapping.is_alive()
+        assert before.writer.engine.num_running == 1
+        steps.release(BODY["max_new_tokens"])
         told = waiting.content.decode()
     swapping.join()
     assert f'"model_version":{VERSION}' in told
-    assert ask(served).json()["model_version"] == 8
-    assert before is not served.desk.champion
     assert ask(served).json()["generated_text"] != expected
     served.desk.champion.close()

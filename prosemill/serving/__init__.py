@@ -21,7 +21,7 @@ from bentoml._internal.utils.analytics import usage_stats  # noqa: E402
 from bentoml.exceptions import BentoMLException  # noqa: E402
 
 from prosemill.errors import ProsemillError  # noqa: E402
-from prosemill.serving.door import Door, Inside, trace_whole_requests  # noqa: E402
+from prosemill.serving.door import Door, Inside, time_no_requests, trace_whole_requests  # noqa: E402
 from prosemill.serving.guard import refuse_open_door, refuse_open_doors  # noqa: E402
 from prosemill.serving.keys import Keys  # noqa: E402
 from prosemill.serving.settings import ServiceSettings  # noqa: E402
@@ -40,7 +40,6 @@ def make_service(source: Source) -> Any:
         name="prosemill",
         workers=1,
         http={"host": LOCAL, "port": 3000},
-        traffic={"timeout": 600},
         metrics={"enabled": False},  # they are labelled with whatever path a stranger asks for
         logging={"access": {"enabled": False}},  # its lines can be forged with a line break in a path
     )
@@ -72,6 +71,7 @@ def make_service(source: Source) -> Any:
             self._worker.close()
 
     trace_whole_requests()
+    time_no_requests()
     service: Any = Service  # what the decorators have made of the class
     service.add_asgi_middleware(Door, inside=inside)
     return service

@@ -6,15 +6,17 @@ app.state.desk = Desk(champion, settings, Meters())
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import ExitStack
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prosemill.registry.answers import name_answer
 from prosemill.serving import completions, health
@@ -49,7 +51,32 @@ def make_app() -> FastAPI:
     app.include_router(health.router)
     app.state.page = Page(lambda: app.state.desk)
     app.mount(PATH, app.state.page)
+    routes = [route for route in (*router.routes, *completions.router.routes) if isinstance(route, APIRoute)]
+    paths = {route.path for route in routes if "POST" in (route.methods or ())}
+    app.add_middleware(Threshold, paths=paths)
     return app
+
+
+class Threshold:
+    """An ASGI application in front of the routes: who finds no room there is told so before anybody reads what is asked.
+
+    In a crowd most are refused, and what that costs is taken from those who are being served.
+    """
+
+    def __init__(self, app: ASGIApp, paths: Set[str]) -> None:
+        """Guard the routes of these paths, to which one POSTs."""
+        self._app, self._paths = app, paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._paths:
+            desk: Desk = scope["app"].state.desk
+            try:
+                desk.check_room()
+            except BusyError as error:
+                await _busy(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 @router.post("/generate")
@@ -130,6 +157,10 @@ async def _say_too_much(_: Request, error: Exception) -> Response:
 
 async def _say_when(_: Request, error: Exception) -> Response:
     assert isinstance(error, BusyError)
+    return _busy(error)
+
+
+def _busy(error: BusyError) -> Response:
     answer = refusal(429, str(error))
     answer.headers["Retry-After"] = str(error.seconds)
     return answer

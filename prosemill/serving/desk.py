@@ -71,6 +71,11 @@ class Desk:
             raise UnavailableError("the service is ending: ask again when it is back")
         self.check_engine()
 
+    def check_room(self) -> None:
+        """Raise `BusyError` if there is no room for another request, however short."""
+        with self._counted_rejections():
+            self.admission.check()
+
     @property
     def num_visits(self) -> int:
         """Requests that are being served, from the reading of their prompts on."""
@@ -92,11 +97,10 @@ class Desk:
 
         Raises:
             UnavailableError: newcomers are not served.
-            BusyError: there is no room for another one, however short. To know that costs less than to read a prompt.
+            BusyError: there is no room for another one, however short.
         """
         self.check()
-        with self._counted_rejections():
-            self.admission.check()
+        self.check_room()
         if self._logs_prompts:
             log(text=text)
         with self._changes:

@@ -4,12 +4,13 @@
 
 A page in the user's browser can send requests to this machine's own addresses, from a foreign origin or under a name that its DNS points
 here. So a request must name this machine as its host, come from no page but the service's own, and bring JSON, which a page cannot send
-across origins without being asked first. A body is read up to `MAX_BODY` bytes, however long it says it is.
+across origins without being asked first. A body is read up to `MAX_BODY` bytes, however long it says it is, and for `BODY_SECONDS`.
 
 Where there are keys (`keys`), every request but for health needs one, and then the service may be called by any name and listen anywhere.
 A browser asks its user for one. It sends that along with what other sites make it ask for as well, so the rules above hold with keys too.
 """
 
+import asyncio
 import base64
 import binascii
 import ipaddress
@@ -26,6 +27,7 @@ from prosemill.serving.errors import refusal
 from prosemill.serving.keys import VARIABLE, Keys
 
 MAX_BODY = 1_000_000  # bytes
+BODY_SECONDS = 60.0  # in which a body must come
 LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?")
 HEALTH = frozenset({"/livez", "/readyz"})
 BEARER = re.compile(rb"bearer +(\S+)", re.IGNORECASE)
@@ -60,7 +62,17 @@ class Guard:
             await answer(scope, receive, send)
         elif scope["method"] in WITHOUT_BODY:
             await self._app(scope, receive, send)
-        elif (body := await read_body(receive)) is None:
+        else:
+            await self._pass_on_with_body(scope, receive, send)
+
+    async def _pass_on_with_body(self, scope: Message, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await read_body(receive)
+        except TimeoutError:
+            await refusal(408, f"the body did not come within {BODY_SECONDS:g} s: send it faster")(scope, receive, send)
+            return
+        if body is None:
             await refusal(413, f"the body is longer than {MAX_BODY:,} bytes: send less")(scope, receive, send)
         else:
             await self._app(scope, replay(body, receive), send)

@@ -36,8 +36,8 @@ class ServiceSettings(BaseSettings):
     """How often the registry is asked for another champion."""
     base: DirectoryPath | None = None
     """A folder of the base model, if the page shall show its answers too: it is held in memory beside every version."""
-    deadline: Annotated[float, Field(gt=0, le=590)] = 120.0
-    """Seconds after which a request ends with what it has; at most 590, as BentoML ends what has not answered after 600."""
+    deadline: Annotated[float, Field(gt=0, le=86_400)] = 120.0
+    """Seconds after which a request ends with what it has."""
     drain: Annotated[float, Field(ge=0, le=3600)] = 25.0
     """Seconds that requests have after SIGTERM, before they end with what they have; Kubernetes kills after 30."""
     log_prompts: bool = False

@@ -39,6 +39,21 @@ def test_a_connection_may_be_idle_for_longer_than_clients_leave_it_so(service: R
     connection.close()
 
 
+def test_thousands_of_requests_leave_no_memory_taken(service: RealService) -> None:
+    def megabytes() -> float:
+        return max(process.memory_full_info().uss for process in service.processes()) / 1e6
+
+    def ask(times: int) -> None:
+        with requests.Session() as session:
+            for _ in range(times):
+                assert session.get(f"{service.url}/livez", timeout=60).ok
+
+    ask(500)
+    before = megabytes()
+    ask(4000)
+    assert megabytes() - before < 6, "a kilobyte and a half for each"
+
+
 def test_a_thousand_clients_that_leave_at_random_leave_nothing_behind(service: RealService) -> None:
     def told() -> str:
         return requests.get(f"{service.url}/metrics", timeout=60).text

@@ -3,13 +3,16 @@
 import socket
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from prosemill.errors import ProsemillError
+from prosemill.serving import guard
 from prosemill.serving.guard import MAX_BODY, Guard, refuse_open_doors
+from tests.serving.conftest import Served
 
 JSON = "application/json"
 HOST = "127.0.0.1:3000"
@@ -87,6 +90,18 @@ def test_a_body_is_read_up_to_its_limit_whatever_length_it_tells(client: TestCli
     assert client.post("/generate", content=chunks(MAX_BODY), headers={"Content-Type": JSON}).status_code == 200
     assert client.post("/generate", content=chunks(MAX_BODY + 1000), headers={"Content-Type": JSON}).status_code == 413
     assert [len(body) for body in room.bodies] == [MAX_BODY]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
+    address = urlsplit(served.url)
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(
+            f"POST /generate HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: {JSON}\r\nContent-Length: 9\r\n\r\n{{".encode()
+        )
+        told = connection.recv(10_000).decode()
+    assert told.startswith("HTTP/1.1 408 ")
+    assert "the body did not come within 0.2 s: send it faster" in told
 
 
 def test_there_are_no_websockets(client: TestClient) -> None:

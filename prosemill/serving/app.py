@@ -72,7 +72,10 @@ class Threshold:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._paths:
             desk: Desk = scope["app"].state.desk
             try:
+                desk.check()
                 desk.check_room()
+            except UnavailableError:
+                pass  # the routes say so: who comes back in some seconds would find nobody
             except BusyError as error:
                 await _busy(error)(scope, receive, send)
                 return

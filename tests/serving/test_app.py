@@ -367,6 +367,17 @@ def test_who_finds_the_house_full_costs_it_no_reading(serve: Callable[..., Serve
         events(waiting)
 
 
+def test_a_full_house_that_closes_says_that_it_closes(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(max_requests=1)
+    steps = hold_steps(served, monkeypatch)
+    with requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=60) as waiting:
+        assert ask(served, GREEDY).status_code == 429
+        monkeypatch.setattr(served.desk, "_end", math.inf)
+        assert ask(served, GREEDY).status_code == 503
+        steps.release(1000)
+        events(waiting)
+
+
 @pytest.mark.parametrize("is_asked_for", [False, True])
 def test_the_log_holds_what_people_write_if_it_is_asked_for(
     serve: Callable[..., Served], is_asked_for: bool, capfd: pytest.CaptureFixture[str]

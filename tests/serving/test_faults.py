@@ -105,7 +105,7 @@ def test_what_a_broken_service_prints_quotes_nobody(
     monkeypatch.setattr(*broken[part], fail)
     if on_page:
         assert 'class="note fault"' in Visit(served.url).generate(CANARY).note()
-        said = "/queue/data"
+        said = "/queue/join"
     else:
         answer = ask(served, GREEDY | {"prompt": CANARY})
         assert answer.status_code == 500

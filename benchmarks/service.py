@@ -32,6 +32,7 @@ import numpy as np
 import psutil
 import requests
 import typer
+import uvloop
 from mlflow import MlflowClient
 
 from benchmarks.serving import NUM_NEW_TOKENS, PROMPTS, SAMPLING, Load, ask, client_of, closed_loop, open_loop
@@ -73,7 +74,7 @@ def main(
     """Measure and print."""
     with tempfile.TemporaryDirectory(prefix="prosemill-service-") as scratch, serving(Path(scratch)) as service:
         print(f"start: ready after {service.seconds_to_ready:.1f} s", flush=True)
-        asyncio.run(_measure(service, rounds, seconds))
+        uvloop.run(_measure(service, rounds, seconds))
 
 
 @contextmanager

@@ -97,10 +97,8 @@ class Desk:
 
         Raises:
             UnavailableError: newcomers are not served.
-            BusyError: there is no room for another one, however short.
         """
         self.check()
-        self.check_room()
         if self._logs_prompts:
             log(text=text)
         with self._changes:

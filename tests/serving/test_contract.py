@@ -40,6 +40,13 @@ def service(champion: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture(scope="module")
+def patient(champion: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealService]:
+    """One with the usual deadline, at which a score is refused instead of ended: a machine that pauses must not be what refuses it."""
+    with real_service(champion, tmp_path_factory.mktemp("patient") / "log") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
 def document(service: RealService) -> Any:
     load_all_checks()
     return schemathesis.openapi.from_url(f"{service.url}/openapi.json")
@@ -59,17 +66,16 @@ def test_the_document_names_every_route_and_nothing_that_is_not_so(document: Any
 
 
 @pytest.mark.parametrize("path", TAKING)
-def test_no_body_makes_it_fail(document: Any, path: str) -> None:
+def test_no_body_makes_it_fail(document: Any, patient: RealService, path: str) -> None:
     operation, session, statuses = document[path]["POST"], requests.Session(), Counter[int]()
     modes = [operation.as_strategy(generation_mode=mode) for mode in schemathesis.GenerationMode]
 
     @trying
     @given(case=st.one_of(modes))
     def try_one(case: Any) -> None:
-        answer = case.call(session=session)
+        answer = case.call(session=session, base_url=patient.url if path == "/score" else None)
         statuses[answer.status_code] += 1
-        is_late = path == "/score" and answer.status_code == 503 and "not scored in time" in answer.text  # on a machine that pauses
-        assert is_late or answer.status_code < 500, answer.text
+        assert answer.status_code < 500, answer.text
         is_unsaid = answer.status_code == 400 and UNSAID.search(answer.text)
         case.validate_response(answer, excluded_checks=[positive_data_acceptance] if is_unsaid else [])
         check_shape(answer)

@@ -4,10 +4,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util.retry import Retry
 
 from prosemill.orchestration.environment import AUTH, HOME, free_port
 
@@ -31,6 +34,9 @@ class PrefectApi:
     def __init__(self, address: str, auth: str) -> None:
         self.address, self.auth = address, auth
         self.session = requests.Session()
+        # While its database is locked the server asks to come back, as Prefect's own client does.
+        busy = Retry(total=8, backoff_factor=0.25, status_forcelist=[HTTPStatus.SERVICE_UNAVAILABLE], allowed_methods=None)
+        self.session.mount(address, HTTPAdapter(max_retries=busy))
         user, _, password = auth.partition(":")
         self.session.auth = (user, password)
         token = self.session.get(f"{address}/api/csrf-token", params={"client": "tests"}, timeout=30).json()["token"]

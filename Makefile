@@ -17,7 +17,7 @@ up: $(VENV)/run.done ## All servers of this workspace: Prefect with its deployme
 	prosemill up
 
 test: $(VENV)/test.done lint ## Linters, types and all tests
-	pytest --numprocesses auto --maxprocesses 4
+	pytest --numprocesses auto --maxprocesses 4 --max-worker-restart 0
 
 lint: $(VENV)/test.done ## Linters and types alone
 	ruff check .

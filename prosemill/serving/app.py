@@ -4,9 +4,8 @@ app = make_app()
 app.state.desk = Desk(champion, settings, Meters())
 """
 
-import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence, Set
+from collections.abc import AsyncIterator, Set
 from contextlib import ExitStack
 
 from fastapi import APIRouter, FastAPI, Request
@@ -26,7 +25,7 @@ from prosemill.serving.errors import BROKEN, EngineError, TooLongError, Unavaila
 from prosemill.serving.events import EventStream, event
 from prosemill.serving.messages import Ended, GenerateAnswer, GenerateRequest, ScoreAnswer, ScoreRequest, StreamEnd, Text, Usage
 from prosemill.serving.page import PATH, Page
-from prosemill.serving.stream import Stream, together
+from prosemill.serving.stream import Finished, Stream
 
 CLIENT_GONE = 499  # nobody reads it; nginx calls it so
 WORDS = {404: "there is no such route: /openapi.json names them all", 405: "the route takes another method: the header Allow names it"}
@@ -88,11 +87,11 @@ async def generate(request: Request, wanted: GenerateRequest) -> GenerateAnswer:
     desk: Desk = request.app.state.desk
     with ExitStack() as stack:
         champion = stack.enter_context(desk.visit(wanted.prompt))
-        streams = await desk.enter(stack, champion.writer, wanted.prompt, wanted.settings, deadline=wanted.timeout)
-        texts = await unless_gone(request, asyncio.gather(*(stream.text() for stream in streams)))
-    first, *others = [Text(generated_text=text, **Ended.of(stream)) for text, stream in zip(texts, streams, strict=True)]
-    name, version = name_answer(champion.version), champion.version
-    return GenerateAnswer(id=name, model_version=version, usage=Usage.of(streams), **dict(first), alternatives=others)
+        stream = await desk.enter(stack, champion.writer, wanted.prompt, wanted.settings, deadline=wanted.timeout)
+        texts = await unless_gone(request, stream.texts())
+    first, *others = [Text(generated_text=text, **Ended.of(finished)) for text, finished in texts]
+    name, version, usage = name_answer(champion.version), champion.version, Usage.of([finished for _, finished in texts])
+    return GenerateAnswer(id=name, model_version=version, usage=usage, **dict(first), alternatives=others)
 
 
 @router.post("/generate/stream", response_class=StreamingResponse, responses={200: {"content": {EventStream.media_type: {}}}})
@@ -101,8 +100,8 @@ async def generate_stream(request: Request, wanted: GenerateRequest) -> Response
     desk: Desk = request.app.state.desk
     with ExitStack() as stack:
         champion = stack.enter_context(desk.visit(wanted.prompt))
-        streams = await desk.enter(stack, champion.writer, wanted.prompt, wanted.settings, deadline=wanted.timeout)
-        return EventStream(_events(streams, champion.version), stack.pop_all().close, seconds=desk.deadline + READING_SECONDS)
+        stream = await desk.enter(stack, champion.writer, wanted.prompt, wanted.settings, deadline=wanted.timeout)
+        return EventStream(_events(stream, champion.version), stack.pop_all().close, seconds=desk.deadline + READING_SECONDS)
 
 
 @router.post("/score")
@@ -125,17 +124,15 @@ async def score(request: Request, wanted: ScoreRequest) -> ScoreAnswer:
     )
 
 
-async def _events(streams: Sequence[Stream], version: int) -> AsyncIterator[str]:
+async def _events(stream: Stream, version: int) -> AsyncIterator[bytes]:
     name = name_answer(version)
-    async for index, piece in together(streams):
+    async for index, piece in stream:
         if isinstance(piece, str):
             yield event({"text": piece, "index": index}, "text")
-        elif piece is not None:
-            yield event(error_body(500, str(piece)) | {"index": index}, "error")
+        elif isinstance(piece, Finished):
+            yield event(StreamEnd(id=name, model_version=version, usage=Usage.of([piece]), index=index, **Ended.of(piece)), "end")
         else:
-            stream = streams[index]
-            end = StreamEnd(id=name, model_version=version, usage=Usage.of([stream]), index=index, **Ended.of(stream))
-            yield event(end, "end")
+            yield event(error_body(500, str(piece)) | {"index": index}, "error")
 
 
 async def _say_what_is_wrong(_: Request, error: Exception) -> Response:

@@ -1,6 +1,5 @@
 """The routes that clients of OpenAI's completions know: `POST /v1/completions` and `GET /v1/models`."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -11,12 +10,13 @@ from starlette.responses import JSONResponse, Response
 
 from prosemill.registry.answers import name_answer
 from prosemill.serving.desk import READING_SECONDS, Desk, unless_gone
-from prosemill.serving.errors import EngineError, error_body, refusal, refusals
+from prosemill.serving.errors import error_body, refusal, refusals
 from prosemill.serving.events import EventStream, event
 from prosemill.serving.messages import MODEL, CompletionAnswer, CompletionRequest, Model, ModelList, Usage
-from prosemill.serving.stream import Stream, together
+from prosemill.serving.stream import Finished, Stream
 
 ANSWERS = refusals(400, 404, 413, 415, 429, 503) | {200: {"model": CompletionAnswer, "content": {EventStream.media_type: {}}}}
+LAST_EVENT = b"data: [DONE]\n\n"
 
 router = APIRouter()
 
@@ -39,33 +39,37 @@ async def complete(request: Request, wanted: CompletionRequest) -> Response:
         champion = stack.enter_context(desk.visit(wanted.prompt))
         head: dict[str, Any] = {"id": name_answer(champion.version), "object": "text_completion", "model": MODEL}
         head["created"] = int(time.time())
-        streams = await desk.enter(stack, champion.writer, wanted.prompt, wanted.settings, deadline=None)
+        stream = await desk.enter(stack, champion.writer, wanted.prompt, wanted.settings, deadline=None)
         if wanted.stream:
             has_usage = bool((wanted.stream_options or {}).get("include_usage"))
             seconds = desk.deadline + READING_SECONDS
-            return EventStream(_events(streams, head, has_usage=has_usage), stack.pop_all().close, seconds=seconds)
-        texts = await unless_gone(request, asyncio.gather(*(stream.text() for stream in streams)))
-    choices = [_choice(index, text, stream) for index, (text, stream) in enumerate(zip(texts, streams, strict=True))]
-    answer = CompletionAnswer.model_validate(head | {"choices": choices, "usage": Usage.of(streams)})
+            return EventStream(_events(stream, head, has_usage=has_usage), stack.pop_all().close, seconds=seconds)
+        texts = await unless_gone(request, stream.texts())
+    choices = [_choice(index, text, finished) for index, (text, finished) in enumerate(texts)]
+    answer = CompletionAnswer.model_validate(head | {"choices": choices, "usage": Usage.of([finished for _, finished in texts])})
     return JSONResponse(answer.model_dump())
 
 
-async def _events(streams: list[Stream], head: dict[str, Any], *, has_usage: bool) -> AsyncIterator[str]:
+async def _events(stream: Stream, head: dict[str, Any], *, has_usage: bool) -> AsyncIterator[bytes]:
     """The pieces of all answers as they come, and the end of each."""
-    async for index, piece in together(streams):
-        if isinstance(piece, EngineError):
-            yield event(error_body(500, str(piece)))
+    ends = list[Finished]()
+    async for index, piece in stream:
+        if isinstance(piece, str):
+            yield event(head | {"choices": [_choice(index, piece, None)]})
+        elif isinstance(piece, Finished):
+            ends.append(piece)
+            yield event(head | {"choices": [_choice(index, "", piece)]})
         else:
-            yield event(head | {"choices": [_choice(index, piece or "", streams[index] if piece is None else None)]})
-    if has_usage:
-        yield event(head | {"choices": [], "usage": Usage.of(streams).model_dump()})
-    yield event("[DONE]")
+            yield event(error_body(500, str(piece)))
+    if has_usage and ends:
+        yield event(head | {"choices": [], "usage": Usage.of(ends)})
+    yield LAST_EVENT
 
 
-def _choice(index: int, text: str, ended: Stream | None) -> dict[str, Any]:
+def _choice(index: int, text: str, finished: Finished | None) -> dict[str, Any]:
     """The fields of a `Choice`, or of a piece of one that has not ended yet.
 
     OpenAI's clients know no deadline; there as with a full length more might have come.
     """
-    finish = None if ended is None else "stop" if ended.finish == "stop" else "length"
+    finish = None if finished is None else "stop" if finished.reason == "stop" else "length"
     return {"text": text, "index": index, "logprobs": None, "finish_reason": finish}

@@ -2,8 +2,8 @@
 
 with ExitStack() as stack:
     champion = stack.enter_context(desk.visit("The history of"))
-    (stream,) = await desk.enter(stack, champion.writer, "The history of", lambda _: [Settings()], deadline=None)
-    text = await unless_gone(request, stream.text())
+    stream = await desk.enter(stack, champion.writer, "The history of", lambda _: [Settings()], deadline=None)
+    ((text, finished),) = await unless_gone(request, stream.texts())
 """
 
 import asyncio
@@ -123,7 +123,7 @@ class Desk:
 
     async def enter(
         self, stack: ExitStack, writer: Writer, prompt: str, settings: Callable[[int], Sequence[Settings]], *, deadline: float | None
-    ) -> list[Stream]:
+    ) -> Stream:
         """Have a prompt continued; what is not done when the stack is closed is dropped.
 
         Args:
@@ -143,12 +143,10 @@ class Desk:
             raise TooLongError(f"the prompt has {len(tokens)} tokens, and {MOST_TOKENS} are read at most")
         wanted, seconds = settings(len(tokens)), min(deadline or self.deadline, self.deadline)
         stack.enter_context(self._admit(sum(len(tokens) + each.max_new_tokens for each in wanted), len(wanted)))
-        streams = []
-        for each in wanted:
-            streams.append(Stream(writer.engine, tokens, each, deadline=seconds, note=self.meters.note_end))
-            stack.callback(streams[-1].cancel)
-            stack.enter_context(self._hurried_by(streams[-1].hurry))
-        return streams
+        stream = Stream(writer.engine, tokens, wanted, deadline=seconds, note=self.meters.note_end)
+        stack.callback(stream.cancel)
+        stack.enter_context(self._hurried_by(stream.hurry))
+        return stream
 
     async def score(self, champion: Champion, framed: Framed) -> float:
         """The sum of -ln p of a text, in nats.

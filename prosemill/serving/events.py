@@ -1,21 +1,20 @@
 """Server-sent events (HTML standard, section 9.2): an answer that comes piece by piece, each as JSON."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 
-def event(data: BaseModel | dict[str, Any] | str, name: str | None = None) -> str:
+def event(data: BaseModel | dict[str, Any], name: str | None = None) -> bytes:
     """One event. JSON has no line breaks of its own, which would end it."""
-    text = data if isinstance(data, str) else data.model_dump_json() if isinstance(data, BaseModel) else json.dumps(data)
-    head = "" if name is None else f"event: {name}\n"
-    return f"{head}data: {text}\n\n"
+    head = b"" if name is None else b"event: %s\n" % name.encode()
+    return b"%sdata: %s\n\n" % (head, to_json(data))  # at every token, and `json` takes five times as long
 
 
 class EventStream(StreamingResponse):
@@ -23,7 +22,7 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[str], close: Callable[[], None], *, seconds: float) -> None:
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None], *, seconds: float) -> None:
         super().__init__(events, headers={"Cache-Control": "no-store"})
         self._close, self._seconds = close, seconds
 

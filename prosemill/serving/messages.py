@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from prosemill.generation.sampling import Settings
 from prosemill.serving.errors import TooLongError
-from prosemill.serving.stream import Finish, Stream
+from prosemill.serving.stream import Finish, Finished
 
 MODEL = "prosemill"
 """What clients call the model that is served, whichever version that is."""
@@ -144,9 +144,9 @@ class Usage(BaseModel):
     total_tokens: int
 
     @classmethod
-    def of(cls, streams: Sequence[Stream]) -> "Usage":
+    def of(cls, answers: Sequence[Finished]) -> "Usage":
         """Of one prompt's answers."""
-        num_prompt, num_new = streams[0].end.num_prompt_tokens, sum(stream.end.num_new_tokens for stream in streams)
+        num_prompt, num_new = answers[0].end.num_prompt_tokens, sum(answer.end.num_new_tokens for answer in answers)
         return cls(prompt_tokens=num_prompt, completion_tokens=num_new, total_tokens=num_prompt + num_new)
 
 
@@ -165,11 +165,11 @@ class Ended(BaseModel):
     timings: Timings
 
     @classmethod
-    def of(cls, stream: Stream) -> dict[str, Any]:
-        """The fields, of a stream that was read to its end."""
-        end = stream.end
+    def of(cls, finished: Finished) -> dict[str, Any]:
+        """The fields."""
+        end = finished.end
         timings = Timings(queue_seconds=end.queue_seconds, first_token_seconds=end.first_token_seconds, seconds=end.seconds)
-        return {"finish_reason": stream.finish, "timings": timings}
+        return {"finish_reason": finished.reason, "timings": timings}
 
 
 class Text(Ended):

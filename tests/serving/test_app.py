@@ -430,6 +430,7 @@ def test_prometheus_is_told_of_tokens_times_and_ends_and_of_no_text(serve: Calla
             assert served.meter("rejections_total") == 1
             steps.release(1000)
             events(waiting)
+    wait_until(lambda: is_empty(served), "the one place is free again")
     assert ask(served, GREEDY | {"timeout": 1e-6}).json()["finish_reason"] == "deadline"
     assert served.meter("answers_total", outcome="deadline") >= 1
     leave(served.url, "/generate", LONG | {"temperature": 0}, lambda: wait_until(lambda: not is_empty(served), "it is not written"))

@@ -11,7 +11,7 @@ from prosemill.serving.events import EventStream, event
 HTTP = {"type": "http", "asgi": {"spec_version": "2.3"}}
 
 
-async def endless() -> AsyncIterator[str]:
+async def endless() -> AsyncIterator[bytes]:
     while True:
         yield event({"text": "more"})
         await asyncio.sleep(0)

@@ -134,10 +134,11 @@ def test_an_answer_that_nobody_reads_ends_at_its_deadline(served: Served, monkey
 
     async def begin_and_read_late() -> tuple[str, str]:
         settings = Settings(max_new_tokens=200, temperature=0)
-        stream = Stream(writer.engine, writer.read(PROMPT), settings, deadline=0.4, note=lambda _, outcome: ends.append(outcome))
+        stream = Stream(writer.engine, writer.read(PROMPT), [settings], deadline=0.4, note=lambda _, outcome: ends.append(outcome))
         await asyncio.sleep(1)
         assert (writer.engine.num_running, ends) == (0, ["deadline"])
-        return await stream.text(), stream.finish
+        ((text, finished),) = await stream.texts()
+        return text, finished.reason
 
     text, finish = asyncio.run(begin_and_read_late())
     assert finish == "deadline"

@@ -1,7 +1,7 @@
 """What happens between *Generate* and *Stop*.
 
 async for answers in write(desk, wanted, with_base=True):
-    answers[0].text, answers[0].has_ended
+    answers[0].text, answers[0].finished
 """
 
 import asyncio
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from prosemill.serving.champion import Champion
 from prosemill.serving.desk import Desk
+from prosemill.serving.errors import EngineError
 from prosemill.serving.messages import GenerateRequest
-from prosemill.serving.stream import Stream
+from prosemill.serving.stream import Finished, Stream
 
 PULSE = 0.1
 """Seconds between two looks at what has been written. After each Gradio sees whether anybody is still there."""
@@ -25,13 +26,17 @@ class Growing:
     champion: Champion
     stream: Stream
     text: str = ""
-    has_ended: bool = False
+    finished: Finished | None = None
 
     async def read(self) -> None:
         """Have it grow until it ends. Raises `EngineError` if it fails."""
-        async for piece in self.stream:
-            self.text += piece
-        self.has_ended = True
+        async for _, piece in self.stream:
+            if isinstance(piece, EngineError):
+                raise piece
+            if isinstance(piece, Finished):
+                self.finished = piece
+            else:
+                self.text += piece
 
 
 async def write(desk: Desk, wanted: GenerateRequest, *, with_base: bool) -> AsyncGenerator[list[Growing], None]:
@@ -50,7 +55,7 @@ async def write(desk: Desk, wanted: GenerateRequest, *, with_base: bool) -> Asyn
         champion = stack.enter_context(desk.visit(wanted.prompt))
         answers = []
         for writer in champion.writers if with_base else champion.writers[:1]:
-            (stream,) = await desk.enter(stack, writer, wanted.prompt, wanted.settings, deadline=None)
+            stream = await desk.enter(stack, writer, wanted.prompt, wanted.settings, deadline=None)
             answers.append(Growing(champion, stream))
         yield answers
         reading = {asyncio.create_task(answer.read()) for answer in answers}

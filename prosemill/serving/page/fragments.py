@@ -7,7 +7,7 @@ from html import escape
 from prosemill.evaluation.table import HEADER, LINES, headline, table_cells
 from prosemill.serving.champion import Champion
 from prosemill.serving.page.answering import Growing
-from prosemill.serving.stream import Finish, Stream
+from prosemill.serving.stream import Finish, Finished
 
 SHOWN = ("bits_per_byte", "token_perplexity", "word_perplexity", "bleu", "rougeL", "distinct_2", "repetition_rate")
 """Metrics of the short report."""
@@ -37,7 +37,7 @@ def cards(prompt: str, answers: Sequence[Growing]) -> str:
 
 def _grown(title: str, prompt: str, answer: Growing) -> str:
     text = f'<span class="given">{escape(prompt)}</span>{escape(answer.text)}'
-    state, ending = ("", _ending(answer.stream)) if answer.has_ended else (" growing", "")
+    state, ending = (" growing", "") if answer.finished is None else ("", _ending(answer.finished))
     return _card(title, f'<p class="text{state}" dir="auto">{text}</p>', ending)
 
 
@@ -49,12 +49,12 @@ def _answers(articles: Sequence[str]) -> str:
     return f'<div class="answers">{"".join(articles)}</div>'
 
 
-def _ending(stream: Stream) -> str:
-    end = stream.end
+def _ending(finished: Finished) -> str:
+    end = finished.end
     facts = [f"{end.num_new_tokens} token{'s' * (end.num_new_tokens != 1)}", f"{end.seconds:.1f} s"]
     if end.first_token_seconds is not None:
         facts.append(f"first after {1000 * end.first_token_seconds:.0f} ms")
-    return " · ".join((*facts, ENDINGS[stream.finish]))
+    return " · ".join((*facts, ENDINGS[finished.reason]))
 
 
 def note(text: str, *, is_fault: bool = False) -> str:

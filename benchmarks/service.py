@@ -13,6 +13,7 @@ The client runs on the same machine (see `benchmarks.serving`), so that it takes
 """
 
 import asyncio
+import json
 import os
 import shutil
 import statistics
@@ -27,7 +28,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
 
-import aiohttp
 import numpy as np
 import psutil
 import requests
@@ -35,7 +35,8 @@ import typer
 import uvloop
 from mlflow import MlflowClient
 
-from benchmarks.serving import NUM_NEW_TOKENS, PROMPTS, SAMPLING, Load, ask, client_of, closed_loop, open_loop
+from benchmarks.client import Client
+from benchmarks.serving import NUM_NEW_TOKENS, PROMPTS, SAMPLING, Load, ask, closed_loop, open_loop
 from prosemill.generation.sampling import Settings
 from prosemill.generation.writer import Writer
 from prosemill.orchestration.environment import free_port
@@ -107,7 +108,7 @@ def _is_ready(url: str) -> bool:
 
 
 async def _measure(service: Service, rounds: int, seconds: float) -> None:
-    async with client_of(service.url) as client:
+    async with Client(service.url) as client:
         await ask(client, 0, Load())
         await against_engine(client, rounds)
         await first_token(client)
@@ -115,7 +116,7 @@ async def _measure(service: Service, rounds: int, seconds: float) -> None:
         await crowd(client, service, seconds)
 
 
-async def against_engine(client: aiohttp.ClientSession, rounds: int) -> None:
+async def against_engine(client: Client, rounds: int) -> None:
     """Measure 32 requests that come at once, over HTTP and in this process."""
     champion = load(ChampionOfRegistry().find(), ServiceSettings(num_rows=NUM_ROWS))
     by_http, by_engine = list[float](), list[float]()
@@ -148,7 +149,7 @@ def _by_engine(writer: Writer, seeds: range) -> tuple[int, float]:
     return num_tokens, num_tokens / (time.perf_counter() - begin)
 
 
-async def first_token(client: aiohttp.ClientSession, num_asked: int = 40) -> None:
+async def first_token(client: Client, num_asked: int = 40) -> None:
     """Measure first tokens while 31 others are being written."""
     others, asked = Load(), Load()
     writing = asyncio.create_task(closed_loop(client, NUM_ROWS - 1, 1e9, load=others, num_new_tokens=LONG_ANSWER))
@@ -164,7 +165,7 @@ async def first_token(client: aiohttp.ClientSession, num_asked: int = 40) -> Non
     await asyncio.sleep(2)  # in which the service sees that nobody reads the others any more
 
 
-async def swap(client: aiohttp.ClientSession) -> None:
+async def swap(client: Client) -> None:
     """Measure what those hear who are served while another version becomes the champion."""
     versions = MlflowClient()
     before = versions.get_model_version_by_alias(MODEL_NAME, CHAMPION)
@@ -186,12 +187,12 @@ async def swap(client: aiohttp.ClientSession) -> None:
     print(f"{max(loaded.silences):.2f} s ({max(calm.silences):.2f} s without a swap)", flush=True)
 
 
-async def _version(client: aiohttp.ClientSession) -> int:
-    async with client.get("/v1/models") as answer:
-        return int((await answer.json())["data"][0]["version"])
+async def _version(client: Client) -> int:
+    answer = await client.ask("GET", "/v1/models")
+    return int(json.loads(answer.body)["data"][0]["version"])
 
 
-async def crowd(client: aiohttp.ClientSession, service: Service, seconds: float) -> None:
+async def crowd(client: Client, service: Service, seconds: float) -> None:
     """Measure what ten times too many do to those that are taken."""
     begin = time.perf_counter()
     calm = await closed_loop(client, NUM_ROWS, 20)

@@ -16,11 +16,14 @@ import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from itertools import pairwise
 from typing import Annotated, Any
 
-import aiohttp
 import numpy as np
 import typer
+
+from benchmarks.client import Client
 
 NUM_NEW_TOKENS = 64
 SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9}
@@ -45,35 +48,32 @@ class Load:
     statuses: Counter[int | str] = field(default_factory=Counter)
 
 
-async def ask(client: aiohttp.ClientSession, seed: int, load: Load, *, num_new_tokens: int = NUM_NEW_TOKENS) -> None:
+async def ask(client: Client, seed: int, load: Load, *, num_new_tokens: int = NUM_NEW_TOKENS) -> None:
     """Send one request and read its answer."""
     body = {"model": "prosemill", "prompt": PROMPTS[seed % len(PROMPTS)], "max_tokens": num_new_tokens, "seed": seed}
     body |= SAMPLING | {"stream": True, "stream_options": {"include_usage": True}}
-    begin, first, last, silence, received = time.perf_counter(), 0.0, 0.0, 0.0, bytearray()
+    begin = time.perf_counter()
     try:
-        async with client.post("/v1/completions", json=body) as answer:
-            async for chunk in answer.content.iter_any():  # to read the events one by one would cost the service the client's time
-                now = time.perf_counter()
-                silence, last = max(silence, now - (last or now)), now
-                first = first or now
-                received += chunk
-    except aiohttp.ClientError as error:
+        answer = await client.ask("POST", "/v1/completions", body)
+    except OSError as error:
         load.statuses[type(error).__name__] += 1
         return
-    if answer.ok and (BROKEN in received or not received.endswith(DONE)):
+    is_served = answer.status == HTTPStatus.OK
+    if is_served and (BROKEN in answer.body or not answer.body.endswith(DONE)):
         load.statuses["broken"] += 1
         return
     load.statuses[answer.status] += 1
-    usage = COMPLETION_TOKENS.search(received)
+    usage = COMPLETION_TOKENS.search(answer.body)
     num_tokens = int(usage[1]) if usage else 0
-    if answer.ok and num_tokens > 1:
+    if is_served and num_tokens > 1:
+        first, last = answer.arrivals[0], answer.arrivals[-1]
         load.num_tokens += num_tokens
         load.first.append(first - begin)
         load.per_token.append((last - first) / (num_tokens - 1))
-        load.silences.append(silence)
+        load.silences.append(max((b - a for a, b in pairwise(answer.arrivals)), default=0.0))
 
 
-async def open_loop(client: aiohttp.ClientSession, rate: float, seconds: float, seed: int) -> Load:
+async def open_loop(client: Client, rate: float, seconds: float, seed: int) -> Load:
     """Let requests arrive at random, `rate` a second."""
     load, draws, asking = Load(), random.Random(seed), list[asyncio.Task[None]]()  # noqa: S311 - arrivals, no secrets
     begin = at = time.perf_counter()
@@ -85,7 +85,7 @@ async def open_loop(client: aiohttp.ClientSession, rate: float, seconds: float, 
 
 
 async def closed_loop(
-    client: aiohttp.ClientSession, concurrent: int, seconds: float, *, load: Load | None = None, num_new_tokens: int = NUM_NEW_TOKENS
+    client: Client, concurrent: int, seconds: float, *, load: Load | None = None, num_new_tokens: int = NUM_NEW_TOKENS
 ) -> Load:
     """Keep so many requests going; what comes of them goes into `load` at once, if one is given."""
     load, seeds, end = load or Load(), iter(range(1_000_000)), time.perf_counter() + seconds
@@ -96,14 +96,6 @@ async def closed_loop(
 
     await asyncio.gather(*(go_on() for _ in range(concurrent)))
     return load
-
-
-def client_of(url: str) -> aiohttp.ClientSession:
-    """One that opens as many connections as it is asked to, and waits as long as the service does. It takes little of the time itself."""
-    key = os.environ.get("PROSEMILL_API_KEY")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    connections, patience = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
-    return aiohttp.ClientSession(url, connector=connections, timeout=patience, headers=headers)
 
 
 def report(load: Load, seconds: float, first: float, per_token: float) -> None:
@@ -131,7 +123,7 @@ def main(
         os.sched_setaffinity(0, cores[-1:])
 
     async def run() -> tuple[Load, float]:
-        async with client_of(url) as client:
+        async with Client(url) as client:
             await ask(client, 0, Load())
             begin = time.perf_counter()
             load = await (closed_loop(client, concurrent, seconds) if concurrent else open_loop(client, rate, seconds, seed))

@@ -4,13 +4,14 @@ import asyncio
 
 import pytest
 
-from benchmarks.serving import Load, ask, client_of, closed_loop, open_loop, report
+from benchmarks.client import Client
+from benchmarks.serving import Load, ask, closed_loop, open_loop, report
 from tests.serving.conftest import NUM_ROWS, Served
 
 
 def test_answers_are_counted_and_timed(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     async def run() -> Load:
-        async with client_of(served.url) as client:
+        async with Client(served.url) as client:
             load = await closed_loop(client, NUM_ROWS, 0.5, num_new_tokens=8)
             arriving = await open_loop(client, rate=20, seconds=0.5, seed=0)
             load.statuses.update(arriving.statuses)
@@ -34,7 +35,7 @@ def test_an_answer_that_breaks_off_is_no_good_one(served: Served, monkeypatch: p
 
     async def run() -> Load:
         load = Load()
-        async with client_of(served.url) as client:
+        async with Client(served.url) as client:
             await ask(client, 0, load)
         return load
 

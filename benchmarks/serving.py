@@ -22,6 +22,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+import uvloop
 
 from benchmarks.client import Client
 
@@ -129,7 +130,7 @@ def main(
             load = await (closed_loop(client, concurrent, seconds) if concurrent else open_loop(client, rate, seconds, seed))
             return load, time.perf_counter() - begin
 
-    report(*asyncio.run(run()), first, per_token)
+    report(*uvloop.run(run()), first, per_token)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """The load driver counts what becomes of the requests, and calls no broken answer a good one."""
 
-import asyncio
-
 import pytest
+import uvloop
 
 from benchmarks.client import Client
 from benchmarks.serving import Load, ask, closed_loop, open_loop, report
@@ -17,7 +16,7 @@ def test_answers_are_counted_and_timed(served: Served, capsys: pytest.CaptureFix
             load.statuses.update(arriving.statuses)
             return load
 
-    load = asyncio.run(run())
+    load = uvloop.run(run())
     assert set(load.statuses) == {200}
     assert 0 < load.num_tokens <= 8 * load.statuses[200]
     assert 0 < len(load.first) == len(load.per_token) <= load.statuses[200]
@@ -40,5 +39,5 @@ def test_an_answer_that_breaks_off_is_no_good_one(served: Served, monkeypatch: p
         return load
 
     monkeypatch.setattr(engine, "_show", fail)
-    load = asyncio.run(run())
+    load = uvloop.run(run())
     assert (dict(load.statuses), load.num_tokens) == ({"broken": 1}, 0)

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from prosemill.telemetry import SWITCHES, switch_off
+from tests.generation.models import VLLM_FAMILIES, VLLM_WIDTH, draw, folder_of, needs_vllm
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,6 +58,19 @@ def main():
     with open_run("0" * 16, name="spied") as run:
         run.log_params({"a": 1})
         run.log_metrics({"loss": 1.0}, step=1)
+    print("done")
+
+run_main(main)
+"""
+
+WRITE_WITH_VLLM = """
+import pathlib, sys
+from prosemill.errors import run_main
+
+def main():
+    from prosemill.generation.writer import Writer
+    with Writer.open(pathlib.Path(sys.argv[1]), precision="fp32", num_rows=1, engine="vllm") as writer:
+        writer.warm_up()
     print("done")
 
 run_main(main)
@@ -119,14 +133,14 @@ def spied(workspace: Path) -> Iterator["Spied"]:
 
 class Spied:
     def __init__(self, folder: Path, proxy: Proxy) -> None:
-        self._folder, self._proxy = folder, proxy
+        self.folder, self._proxy = folder, proxy
         (folder / "spy").mkdir()
         (folder / "spy" / "sitecustomize.py").write_text(SPY)
 
     def run(self, program: str, argument: str = "") -> list[str]:
         """Run a program as a user would who has set nothing; returns whom it and its children tried to reach."""
-        (self._folder / "program.py").write_text(program)
-        report = self._folder / "report"
+        (self.folder / "program.py").write_text(program)
+        report = self.folder / "report"
         report.unlink(missing_ok=True)
         command = [sys.executable, "program.py", argument]
         done = subprocess.run(command, env=self._environment(), capture_output=True, text=True, check=False, timeout=240)
@@ -141,8 +155,8 @@ class Spied:
         kept = {name: value for name, value in os.environ.items() if name not in hidden and not name.startswith("PYTEST")}
         address = f"http://127.0.0.1:{self._proxy.server_address[1]}"
         proxies = dict.fromkeys(["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"], address)
-        paths = {"SPY_REPORT": str(self._folder / "report"), "HOME": str(self._folder)}
-        return {**kept, **proxies, **paths, "PYTHONPATH": f"{self._folder / 'spy'}{os.pathsep}{ROOT}"}
+        paths = {"SPY_REPORT": str(self.folder / "report"), "HOME": str(self.folder)}
+        return {**kept, **proxies, **paths, "PYTHONPATH": f"{self.folder / 'spy'}{os.pathsep}{ROOT}"}
 
     def _wait_for_stragglers(self) -> None:
         """Wait for processes that the program left behind, such as a sender of reports."""
@@ -153,7 +167,7 @@ class Spied:
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
-            return process.environ().get("SPY_REPORT") == str(self._folder / "report")
+            return process.environ().get("SPY_REPORT") == str(self.folder / "report")
         except psutil.Error:
             return False
 
@@ -165,6 +179,12 @@ def test_the_spies_see_a_knock_a_childs_knock_and_a_request(spied: Spied) -> Non
 
 def test_importing_and_using_our_rooms_calls_nobody(spied: Spied, tiny_model: Path) -> None:
     assert spied.run(IMPORT_AND_USE, str(tiny_model)) == []
+
+
+@needs_vllm
+def test_writing_with_vllm_calls_nobody(spied: Spied, tiny_model: Path) -> None:
+    model = draw(VLLM_FAMILIES[0], hidden_size=VLLM_WIDTH)
+    assert spied.run(WRITE_WITH_VLLM, str(folder_of(model, tiny_model, spied.folder / "model"))) == []
 
 
 def test_dvc_under_our_switches_calls_nobody(spied: Spied) -> None:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from prosemill.families import Family, family_of
+from prosemill.generation import EngineName
 from prosemill.generation.decoder import Decoder
-from prosemill.generation.engine import NUM_SPARE, Answer, Engine
+from prosemill.generation.engine import NUM_SPARE, Engine
+from prosemill.generation.engine_thread import Answer, EngineThread
 from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.precision import choose_arithmetic, choose_device
@@ -59,7 +61,7 @@ class Framed(NamedTuple):
 class Writer:
     """An engine, and what makes tokens of a text for its model. `open` makes one."""
 
-    def __init__(self, engine: Engine, family: Family, tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> None:
+    def __init__(self, engine: EngineThread, family: Family, tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> None:
         self.engine = engine
         self.context = family.context_size(config.to_dict())
         """Tokens that the model sees at most; None where its architecture sets no bound."""
@@ -68,19 +70,28 @@ class Writer:
 
     @classmethod
     @contextmanager
-    def open(cls, folder: Path, *, precision: Precision, num_rows: int = NUM_ROWS) -> Iterator["Writer"]:
+    def open(cls, folder: Path, *, precision: Precision, num_rows: int = NUM_ROWS, engine: EngineName = "own") -> Iterator["Writer"]:
         """Load a model folder's weights; nothing else of it is run.
 
         Args:
             folder: What `train` wrote, or any model of a supported family.
             precision: In which the weights are held.
             num_rows: Texts that are written at once.
+            engine: Who writes: our own engine, or vLLM where it is installed.
 
         Raises:
-            ProsemillError: the folder is broken, or of a family that is not supported.
+            ProsemillError: the folder is broken, or of a family that is not supported, or vLLM does not serve it here.
         """
         transformers_logging.disable_progress_bar()
         family, tokenizer = family_of(folder), load_tokenizer(folder)
+        stops = stop_tokens(tokenizer, end_of_text_id(tokenizer))
+        if engine == "vllm":
+            from prosemill.generation.on_vllm import open_engine
+
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            with open_engine(folder, family, config, tokenizer, stops=stops, precision=precision, num_rows=num_rows) as on_vllm:
+                yield cls(on_vllm, family, tokenizer, config)
+            return
         model = load_model(folder)
         model.to(device_for(precision))  # type: ignore[arg-type]
         config, layout = model.config, family.layout(model)
@@ -88,8 +99,8 @@ class Writer:
         del model, layout  # or these weights would be held beside the decoder's own
         context = family.context_size(config.to_dict())
 
-        with Engine(decoder, tokenizer, stops=stop_tokens(tokenizer, end_of_text_id(tokenizer)), context=context) as engine:
-            yield cls(engine, family, tokenizer, config)
+        with Engine(decoder, tokenizer, stops=stops, context=context) as own:
+            yield cls(own, family, tokenizer, config)
 
     def read(self, prompt: str) -> list[int]:
         """The tokens that stand for a prompt, with those that the model wants around it."""

@@ -56,10 +56,12 @@ def load(candidate: Candidate, settings: ServiceSettings) -> Champion:
     """
     with ExitStack() as stack, candidate.model() as folder:
         metrics = read_metrics(candidate, settings)
-        precision = choose_precision(costs_in(metrics)) if settings.precision == "auto" else settings.precision
+        costs = costs_in(metrics) if settings.engine == "own" else {}  # which are those of weights that vLLM does not hold
+        precision = choose_precision(costs) if settings.precision == "auto" else settings.precision
 
         def open_writer(folder: Path) -> Writer:
-            writer = stack.enter_context(Writer.open(folder, precision=precision, num_rows=settings.num_rows))
+            opened = Writer.open(folder, precision=precision, num_rows=settings.num_rows, engine=settings.engine)
+            writer = stack.enter_context(opened)
             writer.warm_up()
             return writer
 

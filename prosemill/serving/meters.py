@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from prosemill.generation.engine import End
+from prosemill.generation.engine_thread import End
 
 Outcome = Literal["stop", "length", "deadline", "cancelled", "failed"]
 ScoreOutcome = Literal["scored", "deadline", "cancelled", "failed"]

@@ -9,6 +9,7 @@ from pydantic import DirectoryPath, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from prosemill.errors import ProsemillError
+from prosemill.generation import EngineName
 from prosemill.generation.precision import Precision
 
 PREFIX = "PROSEMILL_"
@@ -21,6 +22,8 @@ class ServiceSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX)
 
+    engine: EngineName = "own"
+    """Who writes: own, or vllm for LLaMA and GPT-2 on CUDA, which needs the extra `vllm`."""
     precision: Precision | Literal["auto"] = "auto"
     """In which weights are held.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from prosemill.generation.engine import End, Engine, Event
+from prosemill.generation.engine_thread import End, EngineThread, Event
 from prosemill.generation.sampling import Settings
 from prosemill.serving.errors import EngineError, refused_by_engine
 from prosemill.serving.meters import Outcome
@@ -32,7 +32,7 @@ class Stream:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineThread,
         tokens: Sequence[int],
         settings: Sequence[Settings],
         *,

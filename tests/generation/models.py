@@ -1,7 +1,10 @@
 """Tiny random models of every family whose next tokens are not a toss-up, and prompts for them."""
 
+import importlib.util
 import random
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +26,11 @@ multiplies_bf16 = pytest.mark.skipif(
 )
 
 compiles = pytest.mark.skipif(native.load() is None, reason="the native kernels need a processor with AVX-512 VNNI, and gcc")
+
+needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs the extra `vllm`: uv pip install '.[vllm]'")
+VLLM_FAMILIES = ["gpt2", "llama"]
+VLLM_WIDTH = 128
+"""Hidden size of heads of 32 numbers, than which vLLM takes no smaller ones."""
 
 INVARIANT = [pytest.param("bf16", marks=multiplies_bf16), "int8", "int4"]
 """Precisions in which a row's bits depend on nothing but the row."""
@@ -63,6 +71,14 @@ def draw(family: str, *, hidden_size: int = 32, seed: int = 0) -> Tiny:
             if parameter.ndim > 1 and not any(part in name for part in EMBEDDINGS):
                 parameter.mul_(20)
     return Tiny(families()[family], model)
+
+
+def folder_of(tiny: Tiny, tokenizer: Path, folder: Path) -> Path:
+    """A folder of a model, with the tokenizer of another."""
+    tiny.model.save_pretrained(folder)
+    for path in tokenizer.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder
 
 
 def prompts(lengths: list[int], *, seed: int = 0) -> list[list[int]]:

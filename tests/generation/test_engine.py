@@ -13,7 +13,8 @@ import torch
 
 from prosemill.families import families
 from prosemill.generation.decoder import Decoder
-from prosemill.generation.engine import NUM_SPARE, Answer, End, Engine, Event, Request
+from prosemill.generation.engine import NUM_SPARE, Engine
+from prosemill.generation.engine_thread import Answer, End, Event, Request
 from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.pretrained import load_tokenizer

@@ -55,7 +55,7 @@ def a_thousand_leave(url: str) -> None:
 
 def slow_down(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a step take 20 ms at least."""
-    decoder = served.desk.champion.writer.engine._decoder
+    decoder = served.engine._decoder
     step = decoder.step
 
     def slowly(*given: Any) -> Any:
@@ -67,7 +67,7 @@ def slow_down(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def hold_steps(served: Served, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
     """Have the champion take no more steps than are released."""
-    steps, decoder = threading.Semaphore(0), served.desk.champion.writer.engine._decoder
+    steps, decoder = threading.Semaphore(0), served.engine._decoder
     step = decoder.step
 
     def held(*given: Any) -> Any:
@@ -79,4 +79,4 @@ def hold_steps(served: Served, monkeypatch: pytest.MonkeyPatch) -> threading.Sem
 
 
 def is_empty(served: Served) -> bool:
-    return served.desk.admission.num_requests == served.desk.champion.writer.engine.num_running == 0
+    return served.desk.admission.num_requests == served.engine.num_running == 0

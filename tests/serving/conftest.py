@@ -13,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from prosemill.generation.engine import Engine
 from prosemill.generation.writer import Writer
 from prosemill.serving.app import make_app
 from prosemill.serving.champion import Champion
@@ -34,6 +35,13 @@ class Served:
     app: FastAPI
     desk: Desk
     registry: CollectorRegistry
+
+    @property
+    def engine(self) -> Engine:
+        """The champion's."""
+        engine = self.desk.champion.writer.engine
+        assert isinstance(engine, Engine)
+        return engine
 
     def meter(self, name: str, **labels: str) -> float:
         """What Prometheus is told."""

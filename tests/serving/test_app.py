@@ -76,7 +76,7 @@ def test_a_score_does_not_disturb_what_is_being_written(served: Served, monkeypa
     slow_down(served, monkeypatch)
     with requests.post(f"{served.url}/generate/stream", json=LONG | {"seed": 3}, stream=True, timeout=60) as waiting:
         scores = [ask(served, {"text": "word " * number}, "/score").json()["log_likelihood"] for number in (1, 20, 60)]
-        assert served.desk.champion.writer.engine.num_running == 1
+        assert served.engine.num_running == 1
         *texts, _ = events(waiting)
     assert "".join(data["text"] for _, data in texts) == expected
     assert 0 > scores[0] > scores[1] > scores[2]
@@ -262,7 +262,7 @@ def test_another_path_or_method_has_the_same_shape(served: Served) -> None:
 
 def slow_down_scores(served: Served, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Have each piece of a text that is scored take 300 ms at least; the tokens of those that were."""
-    decoder, pieces = served.desk.champion.writer.engine._decoder, list[int]()
+    decoder, pieces = served.engine._decoder, list[int]()
     nll = decoder.nll
 
     def slowly(row: int, tokens: Any, *given: Any, **options: Any) -> float:
@@ -282,7 +282,7 @@ def num_tokens_of(served: Served, text: str) -> int:
 @pytest.mark.parametrize("path", ["/generate", "/generate/stream", "/v1/completions"])
 def test_a_client_that_goes_frees_its_row_and_its_place(serve: Callable[..., Served], path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve()
-    engine = served.desk.champion.writer.engine
+    engine = served.engine
     slow_down(served, monkeypatch)
     before = engine.num_steps
     body: dict[str, Any] = {"prompt": PROMPT, "temperature": 0}
@@ -301,7 +301,7 @@ def test_a_client_that_goes_ends_the_scoring_of_its_text(serve: Callable[..., Se
     wait_until(lambda: is_empty(served), "its place is held")
     assert served.desk.admission.num_tokens == 0
     assert served.meter("scores_total", outcome="cancelled") == 1
-    wait_until(lambda: not served.desk.champion.writer.engine._waiting, "the engine goes on with it")
+    wait_until(lambda: not served.engine._waiting, "the engine goes on with it")
     assert sum(pieces) < num_tokens_of(served, LONG_TEXT["text"])
 
 
@@ -313,7 +313,7 @@ def test_a_text_that_is_not_scored_before_the_deadline_is_given_up(serve: Callab
     assert answer.json()["error"]["message"] == "the text was not scored in time: send a shorter one, or come back later"
     assert is_empty(served)
     assert served.meter("scores_total", outcome="deadline") == 1
-    wait_until(lambda: not served.desk.champion.writer.engine._waiting, "the engine goes on with it")
+    wait_until(lambda: not served.engine._waiting, "the engine goes on with it")
     assert sum(pieces) < num_tokens_of(served, LONG_TEXT["text"])
 
 
@@ -324,7 +324,7 @@ def test_prometheus_is_told_of_scores(serve: Callable[..., Served], monkeypatch:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(served.desk.champion.writer.engine._decoder, "nll", fail)
+    monkeypatch.setattr(served.engine._decoder, "nll", fail)
     assert ask(served, LONG_TEXT, "/score").status_code == 500
     assert [served.meter("scores_total", outcome=outcome) for outcome in ("scored", "failed")] == [1, 1]
     assert (served.meter("scored_tokens_total"), served.meter("score_seconds_count")) == (num_tokens_of(served, LONG_TEXT["text"]), 1)

@@ -48,7 +48,7 @@ BODIES: dict[str, dict[str, Any]] = {
     ids=str,
 )
 def test_what_a_page_can_send_moves_the_engine_by_no_step(served: Served, headers: dict[str, str]) -> None:
-    engine = served.desk.champion.writer.engine
+    engine = served.engine
     before = engine.num_steps
     visit = Visit(served.url)
     call = {"data": [False, PROMPT, 12, 0, 0.9, 50, 1.0, "1"], "fn_index": visit.function, "session_hash": visit.session}
@@ -64,7 +64,7 @@ def test_what_a_page_can_send_moves_the_engine_by_no_step(served: Served, header
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_engine_that_ends_is_said_to_all_and_nobody_waits_for_it(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(num_rows=2)
-    engine = served.desk.champion.writer.engine
+    engine = served.engine
     slow_down(served, monkeypatch)
     with ThreadPoolExecutor() as pool:
         waiting = [pool.submit(ask, served, LONG, "/generate/stream" if number % 2 else "/generate") for number in range(6)]
@@ -103,7 +103,7 @@ def test_what_a_broken_service_prints_quotes_nobody(
     def fail(*_: Any, **__: Any) -> None:
         raise KeyError(f"{CANARY} is broken")
 
-    broken = {"reading": (writer, "read"), "writing": (writer.engine._decoder, "read"), "routes": (served.desk, "enter")}
+    broken = {"reading": (writer, "read"), "writing": (served.engine._decoder, "read"), "routes": (served.desk, "enter")}
     monkeypatch.setattr(*broken[part], fail)
     logged = list[str]()
 

@@ -144,7 +144,7 @@ def test_no_limit_of_gradios_keeps_people_waiting_where_there_is_room(tiny_model
     many, goes_on = 45, threading.Event()  # Gradio's own limit is 40
     with serving(tiny_model, max_requests=many) as served, ExitStack() as stack:
         stack.callback(goes_on.set)
-        decoder = served.desk.champion.writer.engine._decoder
+        decoder = served.engine._decoder
         step = decoder.step
         monkeypatch.setattr(decoder, "step", lambda *given: goes_on.wait() and step(*given))
         for _ in range(many):

@@ -118,7 +118,7 @@ def kept(served: Served, session: str) -> list[str]:
 def test_who_does_not_listen_is_not_written_for_and_forgotten(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     slow_down(served, monkeypatch)
     monkeypatch.setattr(sessions, "SECONDS", 0.5)
-    engine = served.desk.champion.writer.engine
+    engine = served.engine
     before = engine.num_steps
     visits = [Visit(served.url).generate("The history of", new=200) for _ in range(2)]
     wait_until(lambda: engine.num_running == 2, "they are not written")
@@ -142,7 +142,7 @@ def test_who_listens_is_kept_between_calls(served: Served, monkeypatch: pytest.M
 def test_who_does_not_read_is_not_written_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     slow_down(served, monkeypatch)
     monkeypatch.setattr(sessions, "MOST_UNREAD", 5)
-    engine = served.desk.champion.writer.engine
+    engine = served.engine
     before = engine.num_steps
     visit = Visit(served.url).generate("The history of", new=200)
     wait_until(lambda: not is_empty(served), "it is not written")

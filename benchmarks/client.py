@@ -4,7 +4,7 @@ async with Client("http://127.0.0.1:3000") as client:
     answer = await client.ask("POST", "/v1/completions", {"model": "prosemill", "prompt": "The"})
     answer.status, answer.body, answer.arrivals
 
-For each token of a stream it takes half of what aiohttp does, and a sixth of what httpx does.
+For each token of a stream it takes half of what aiohttp does.
 """
 
 import asyncio

@@ -265,7 +265,7 @@ def _platform() -> Any:
         from vllm.platforms import current_platform
     except ImportError as error:
         raise ProsemillError(
-            f"PROSEMILL_ENGINE is vllm, which is not here ({first_line(error)}): run `uv pip install '.[vllm]'` in the clone, or unset it"
+            f"PROSEMILL_ENGINE is vllm, which is not here ({first_line(error)}): run `uv pip install -e '.[vllm]'` or unset it"
         ) from None
     if not (current_platform.is_cuda() or current_platform.is_cpu()):  # it is the CPU where vLLM was built for one
         raise ProsemillError("PROSEMILL_ENGINE is vllm, which finds no CUDA device: start the service where there is one, or unset it")

@@ -244,7 +244,7 @@ def refused(folder: Path, precision: Precision = "fp32") -> str:
 
 def test_without_vllm_the_extra_is_named(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    assert "run `uv pip install '.[vllm]'`" in refused(tiny_model)
+    assert "run `uv pip install -e '.[vllm]'`" in refused(tiny_model)
 
 
 @needs_vllm

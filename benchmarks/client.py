@@ -63,7 +63,7 @@ class Connection(asyncio.Protocol):
         """As a protocol of asyncio's."""
         self.is_open = False
         if self._asked is not None and not self._asked.done():
-            self._asked.set_exception(exc or ConnectionResetError("the service has closed the connection"))
+            self._asked.set_exception(ConnectionResetError(f"the connection has ended: {exc or 'the service has closed it'}"))
 
     def on_body(self, body: bytes) -> None:
         """A piece of the answer."""
@@ -84,7 +84,8 @@ class Client:
     def __init__(self, url: str) -> None:
         """For a service at an address; its key, if it asks for one, is `PROSEMILL_API_KEY`."""
         parts = urlsplit(url)
-        assert parts.hostname is not None
+        if parts.scheme != "http" or parts.hostname is None:  # the key would go out for all to read
+            raise SystemExit(f"the address must begin with http://, which {url} does not")
         self._host, self._port = parts.hostname, parts.port or 80
         key = os.environ.get("PROSEMILL_API_KEY")
         self._headers = f"Host: {parts.netloc}\r\n" + (f"Authorization: Bearer {key}\r\n" if key else "")

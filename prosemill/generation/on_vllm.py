@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -37,7 +38,6 @@ from prosemill.telemetry import switch_off
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # for the token that is chosen after a text as long as the model sees, and never read
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a process of its own would outlive us if we are killed, and die of a Ctrl-C before we do
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_PLUGINS": "",  # no code of other packages
 }
@@ -64,6 +64,8 @@ PATIENCE = 0.05
 """Seconds after which a thread that waits for another model sees who has cancelled."""
 
 _ALONE = threading.Lock()
+_OPEN = list[Any]()
+"""vLLM's engines in this process."""
 
 
 class VllmEngine(EngineThread):
@@ -90,11 +92,11 @@ class VllmEngine(EngineThread):
     def __exit__(self, *_: object) -> None:
         super().__exit__()
         with _ALONE:
-            self._llm.engine_core.shutdown()
+            _OPEN.remove(self._llm)
+            if not _OPEN:  # it takes down what all engines of a process share
+                self._llm.engine_core.shutdown()
             self._llm = None
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            _free_memory()
 
     def _under_way(self) -> Sequence[Request | Scoring]:
         return list(self._running.values())
@@ -200,8 +202,8 @@ class VllmEngine(EngineThread):
 
     def _leave(self, name: str, reason: Reason) -> None:
         """End what is under way, wherever vLLM stands with it."""
-        request = self._running.pop(name)
         self._llm.abort_request([name])  # which does nothing where it has ended
+        request = self._running.pop(name)
         if isinstance(request, Request):
             self._end(request, reason)
         else:
@@ -260,6 +262,7 @@ def _platform() -> Any:
     switch_off()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # a process of its own would outlive us if we are killed
     try:
         import vllm  # noqa: F401 - that it is there
         from vllm.platforms import current_platform
@@ -283,13 +286,27 @@ def _architecture(folder: Path, family: Family) -> str:
 
 
 def _load(folder: Path, options: dict[str, Any]) -> Any:
+    """Have vLLM load a folder. Raises `ProsemillError` if there is too little memory, or a part of the model is missing or broken."""
     from vllm import EngineArgs, LLMEngine
 
     with _ALONE:
         try:
-            return LLMEngine.from_engine_args(EngineArgs(**options))
-        except (ValueError, RuntimeError) as error:  # so it says that there is too little memory, or that a part of the model is missing
-            raise ProsemillError(f"vLLM does not take {folder}: {first_line(error)}") from error
+            llm = LLMEngine.from_engine_args(EngineArgs(**options))
+        except (ValueError, RuntimeError, OSError, KeyError, SafetensorError) as error:
+            reason = first_line(error)
+        else:
+            _OPEN.append(llm)
+            return llm
+        _free_memory()
+    raise ProsemillError(f"vLLM does not take {folder}: {reason}")
+
+
+def _free_memory() -> None:
+    """Give back what an engine held that is no more."""
+    gc.unfreeze()  # vLLM has the collector pass over what it has made
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _cache_bytes(config: PreTrainedConfig, precision: Precision, context: int, num_rows: int, most: int) -> int:

@@ -90,7 +90,7 @@ async def generate(request: Request, wanted: GenerateRequest) -> GenerateAnswer:
         stream = await desk.enter(stack, champion.writer, wanted.prompt, wanted.settings, deadline=wanted.timeout)
         texts = await unless_gone(request, stream.texts())
     first, *others = [Text(generated_text=text, **Ended.of(finished)) for text, finished in texts]
-    name, version, usage = name_answer(champion.version), champion.version, Usage.of([finished for _, finished in texts])
+    name, version, usage = name_answer(champion.version), champion.version, Usage.of(stream.ends)
     return GenerateAnswer(id=name, model_version=version, usage=usage, **dict(first), alternatives=others)
 
 
@@ -130,7 +130,7 @@ async def _events(stream: Stream, version: int) -> AsyncIterator[bytes]:
         if isinstance(piece, str):
             yield event({"text": piece, "index": index}, "text")
         elif isinstance(piece, Finished):
-            yield event(StreamEnd(id=name, model_version=version, usage=Usage.of([piece]), index=index, **Ended.of(piece)), "end")
+            yield event(StreamEnd(id=name, model_version=version, usage=Usage.of([piece.end]), index=index, **Ended.of(piece)), "end")
         else:
             yield event(error_body(500, str(piece)) | {"index": index}, "error")
 

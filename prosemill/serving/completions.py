@@ -46,23 +46,21 @@ async def complete(request: Request, wanted: CompletionRequest) -> Response:
             return EventStream(_events(stream, head, has_usage=has_usage), stack.pop_all().close, seconds=seconds)
         texts = await unless_gone(request, stream.texts())
     choices = [_choice(index, text, finished) for index, (text, finished) in enumerate(texts)]
-    answer = CompletionAnswer.model_validate(head | {"choices": choices, "usage": Usage.of([finished for _, finished in texts])})
+    answer = CompletionAnswer.model_validate(head | {"choices": choices, "usage": Usage.of(stream.ends)})
     return JSONResponse(answer.model_dump())
 
 
 async def _events(stream: Stream, head: dict[str, Any], *, has_usage: bool) -> AsyncIterator[bytes]:
     """The pieces of all answers as they come, and the end of each."""
-    ends = list[Finished]()
     async for index, piece in stream:
         if isinstance(piece, str):
             yield event(head | {"choices": [_choice(index, piece, None)]})
         elif isinstance(piece, Finished):
-            ends.append(piece)
             yield event(head | {"choices": [_choice(index, "", piece)]})
         else:
             yield event(error_body(500, str(piece)))
-    if has_usage and ends:
-        yield event(head | {"choices": [], "usage": Usage.of(ends)})
+    if has_usage:
+        yield event(head | {"choices": [], "usage": Usage.of(stream.ends)})
     yield LAST_EVENT
 
 

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 def event(data: BaseModel | dict[str, Any], name: str | None = None) -> bytes:
     """One event. JSON has no line breaks of its own, which would end it."""
     head = b"" if name is None else b"event: %s\n" % name.encode()
-    return b"%sdata: %s\n\n" % (head, to_json(data))  # at every token, and `json` takes five times as long
+    return b"%sdata: %s\n\n" % (head, to_json(data, ensure_ascii=True))  # at every token, and `json` takes five times as long
 
 
 class EventStream(StreamingResponse):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from prosemill.generation.engine_thread import End
 from prosemill.generation.sampling import Settings
 from prosemill.serving.errors import TooLongError
 from prosemill.serving.stream import Finish, Finished
@@ -144,9 +145,9 @@ class Usage(BaseModel):
     total_tokens: int
 
     @classmethod
-    def of(cls, answers: Sequence[Finished]) -> "Usage":
+    def of(cls, ends: Sequence[End]) -> "Usage":
         """Of one prompt's answers."""
-        num_prompt, num_new = answers[0].end.num_prompt_tokens, sum(answer.end.num_new_tokens for answer in answers)
+        num_prompt, num_new = ends[0].num_prompt_tokens, sum(end.num_new_tokens for end in ends)
         return cls(prompt_tokens=num_prompt, completion_tokens=num_new, total_tokens=num_prompt + num_new)
 
 

@@ -1,6 +1,6 @@
 """The answers to one prompt, as the event loop sees them.
 
-stream = Stream(engine, tokens, [settings], deadline=30.0)
+stream = Stream(engine, tokens, [settings], deadline=30.0, note=meters.note_end)
 async for index, piece in stream:
     ...
 """
@@ -56,6 +56,8 @@ class Stream:
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()  # one for all: a task for each would cost time at every token
         self._is_late = False
         self._note = note
+        self.ends = list[End]()
+        """Of the answers that were read to their ends, those that failed included."""
         with refused_by_engine():
             self._requests = [engine.submit(tokens, each, partial(self._deliver, index)) for index, each in enumerate(settings)]
         self._timer = self._loop.call_later(deadline, self._expire)
@@ -90,6 +92,7 @@ class Stream:
             index, event = await self._events.get()
             if isinstance(event, End):
                 left -= 1
+                self.ends.append(event)
                 yield index, self._told(event)
             else:
                 yield index, event

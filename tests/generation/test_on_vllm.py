@@ -5,6 +5,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -142,9 +143,9 @@ def test_a_request_that_is_cancelled_leaves_its_row_to_others(writer: Writer, ti
     assert (end.reason, writer.engine.num_running) == ("cancelled", 0)
     assert end.num_new_tokens < 200
     waiting = [writer.engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=100)) for _ in range(NUM_ROWS + 3)]
-    for each in waiting:
+    for each in reversed(waiting):
         each.cancel()
-    assert {outcome(each)[1] for each in waiting} <= {"cancelled", "length"}
+    assert [outcome(each)[1:] for each in waiting[NUM_ROWS:]] == [("cancelled", 0)] * 3
     assert outcome(writer.engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=3)))[1:] == ("length", 3)
 
 
@@ -217,20 +218,40 @@ def test_an_engine_whose_vllm_fails_leaves_nobody_waiting(tiny_model: Path, tmp_
     tiny = draw(VLLM_FAMILIES[0], hidden_size=VLLM_WIDTH)
     [prompt] = prompts([10])
     folder = folder_of(tiny, tiny_model, tmp_path)
-    with (
-        Writer.open(folder, precision="bf16", num_rows=1, engine="vllm") as base,
-        Writer.open(folder, precision="bf16", num_rows=2, engine="vllm") as writer,
-    ):
+    with Writer.open(folder, precision="bf16", num_rows=1, engine="vllm") as base:
+        with Writer.open(folder, precision="bf16", num_rows=2, engine="vllm") as writer:
+            base.warm_up()
+            writer.warm_up()
+            have_come = threading.Event()
+            monkeypatch.setattr(writer.engine._llm, "step", lambda: have_come.wait(60) and 1 / 0)  # type: ignore[attr-defined]
+            answers = [writer.engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=9)) for _ in range(3)]
+            have_come.set()
+            assert [outcome(answer)[1] for answer in answers] == ["failed"] * 3
+            writer.engine._thread.join(60)
+            assert not writer.engine.is_alive
+            base.warm_up()
         base.warm_up()
+
+
+@needs_vllm
+def test_the_one_that_was_opened_first_may_be_closed_first(tiny_model: Path, tmp_path: Path) -> None:
+    folder = folder_of(draw(VLLM_FAMILIES[0], hidden_size=VLLM_WIDTH), tiny_model, tmp_path)
+    with ExitStack() as before, ExitStack() as after:
+        for stack in (before, after):
+            writer = stack.enter_context(Writer.open(folder, precision="fp32", num_rows=1, engine="vllm"))
+            writer.warm_up()
+        before.close()
         writer.warm_up()
-        have_come = threading.Event()
-        monkeypatch.setattr(writer.engine._llm, "step", lambda: have_come.wait(60) and 1 / 0)  # type: ignore[attr-defined]
-        answers = [writer.engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=9)) for _ in range(3)]
-        have_come.set()
-        assert [outcome(answer)[1] for answer in answers] == ["failed"] * 3
-        writer.engine._thread.join(60)
-        assert not writer.engine.is_alive
-        base.warm_up()
+
+
+@needs_vllm
+def test_a_model_that_is_cut_short_is_one_line_and_costs_the_others_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    folder = folder_of(draw(VLLM_FAMILIES[0], hidden_size=VLLM_WIDTH), tiny_model, tmp_path / "whole")
+    cut = Path(shutil.copytree(folder, tmp_path / "cut")) / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    with Writer.open(folder, precision="fp32", num_rows=1, engine="vllm") as writer:
+        assert f"vLLM does not take {cut.parent}: " in refused(cut.parent)
+        writer.warm_up()
 
 
 def refused(folder: Path, precision: Precision = "fp32") -> str:

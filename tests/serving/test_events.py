@@ -1,6 +1,7 @@
 """A stream lets go of what it holds however it ends."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,6 +25,13 @@ async def nothing_comes() -> Any:
 async def never_taken(message: Any) -> None:
     if message["type"] == "http.response.body":
         await asyncio.Event().wait()
+
+
+def test_an_event_is_one_line_however_a_client_splits_lines() -> None:
+    data = {"text": "é\u2028\u0085\r\n😀"}
+    head, body, last = event(data, "text").decode("ascii").splitlines()
+    assert (head, last) == ("event: text", "")
+    assert json.loads(body.removeprefix("data: ")) == data
 
 
 @pytest.mark.parametrize("version", ["2.3", "2.4"])

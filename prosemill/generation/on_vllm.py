@@ -30,6 +30,7 @@ from prosemill.errors import ProsemillError, first_line
 from prosemill.families import Family
 from prosemill.families.family import IGNORED
 from prosemill.generation.engine_thread import EngineThread, Reason, Request, Scoring
+from prosemill.generation.engines import INSTALL, OF_VLLM, check_engine
 from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.pretrained import refuse_remote_code
@@ -42,7 +43,6 @@ ENVIRONMENT = {
     "VLLM_PLUGINS": "",  # no code of other packages
 }
 """What vLLM reads of the environment; what the user has set stays."""
-DTYPES: dict[Precision, str] = {"bf16": "bfloat16", "fp32": "float32"}
 OPTIONS = {
     "model_impl": "vllm",
     "load_format": "safetensors",
@@ -235,18 +235,15 @@ def open_engine(
     Raises:
         ProsemillError: vLLM is not installed, finds no device or takes no such model, or the folder is broken.
     """
-    if precision not in DTYPES:
-        raise ProsemillError(
-            f"vLLM does not hold weights in {precision} here: set PROSEMILL_PRECISION to {' or '.join(DTYPES)}, or unset PROSEMILL_ENGINE"
-        )
     refuse_remote_code(folder)
+    check_engine("vllm", precision)
     platform, architecture, context = _platform(), _architecture(folder, family), family.context_size(config.to_dict())
     assert context is not None  # as all have that vLLM knows
     memory = psutil.virtual_memory().total if platform.is_cpu() else torch.cuda.mem_get_info()[1]
     options = {
         "model": str(folder),
         "hf_overrides": {"architectures": [architecture]},
-        "dtype": DTYPES[precision],
+        "dtype": OF_VLLM[precision],
         "max_model_len": context + 1,
         "max_num_seqs": num_rows,
         "kv_cache_memory_bytes": _cache_bytes(config, precision, context, num_rows, int(SHARE * memory)),
@@ -267,9 +264,7 @@ def _platform() -> Any:
         import vllm  # noqa: F401 - that it is there
         from vllm.platforms import current_platform
     except ImportError as error:
-        raise ProsemillError(
-            f"PROSEMILL_ENGINE is vllm, which is not here ({first_line(error)}): run `uv pip install -e '.[vllm]'` or unset it"
-        ) from None
+        raise ProsemillError(f"PROSEMILL_ENGINE is vllm, which cannot be imported ({first_line(error)}): {INSTALL}") from None
     if not (current_platform.is_cuda() or current_platform.is_cpu()):  # it is the CPU where vLLM was built for one
         raise ProsemillError("PROSEMILL_ENGINE is vllm, which finds no CUDA device: start the service where there is one, or unset it")
     return current_platform
@@ -313,6 +308,6 @@ def _cache_bytes(config: PreTrainedConfig, precision: Precision, context: int, n
     """Memory for keys and values of so many texts as long as the model sees; `most`, unless a single one takes more."""
     num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    of_token: int = 2 * config.num_hidden_layers * num_heads * head_size * getattr(torch, DTYPES[precision]).itemsize
+    of_token: int = 2 * config.num_hidden_layers * num_heads * head_size * getattr(torch, OF_VLLM[precision]).itemsize
     of_text = of_token * BLOCK * (context // BLOCK + 2)  # with the last token, and a block that vLLM keeps for itself
     return max(of_text, min(num_rows * of_text, most))

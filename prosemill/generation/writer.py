@@ -16,10 +16,10 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from prosemill.families import Family, family_of
-from prosemill.generation import EngineName
 from prosemill.generation.decoder import Decoder
 from prosemill.generation.engine import NUM_SPARE, Engine
 from prosemill.generation.engine_thread import Answer, EngineThread
+from prosemill.generation.engines import EngineName
 from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.precision import choose_arithmetic, choose_device

@@ -9,7 +9,7 @@ from pydantic import DirectoryPath, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from prosemill.errors import ProsemillError
-from prosemill.generation import EngineName
+from prosemill.generation.engines import EngineName
 from prosemill.generation.precision import Precision
 
 PREFIX = "PROSEMILL_"

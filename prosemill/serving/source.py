@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from prosemill.errors import ProsemillError
 from prosemill.families import family_of
+from prosemill.generation.engines import check_engine
 from prosemill.serving.settings import ServiceSettings
 
 BASE_FILES = ("config.json", "tokenizer.json", "*.safetensors")
@@ -56,8 +57,10 @@ def check_source(source: Source, settings: ServiceSettings) -> None:
     """Look at all that is to be served, before seconds are spent on loading it.
 
     Raises:
-        ProsemillError: there is nothing to serve, it is not as it was registered, or the settings name a base model that is none.
+        ProsemillError: there is nothing to serve, it is not as it was registered, or the settings name a base model that is none or an
+            engine that is not here.
     """
+    check_engine(settings.engine, settings.precision)
     candidate = source.find()
     with candidate.model():
         read_metrics(candidate, settings)

@@ -27,7 +27,8 @@ multiplies_bf16 = pytest.mark.skipif(
 
 compiles = pytest.mark.skipif(native.load() is None, reason="the native kernels need a processor with AVX-512 VNNI, and gcc")
 
-needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs the extra `vllm`: uv pip install -e '.[vllm]'")
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason="needs the extra `vllm`: uv pip install -e '.[vllm]'")
 VLLM_FAMILIES = ["gpt2", "llama"]
 VLLM_WIDTH = 128
 """Hidden size of heads of 32 numbers, than which vLLM takes no smaller ones."""

@@ -2,7 +2,6 @@
 
 import queue
 import shutil
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -261,11 +260,6 @@ def refused(folder: Path, precision: Precision = "fp32") -> str:
     line = str(refusal.value)
     assert "\n" not in line
     return line
-
-
-def test_without_vllm_the_extra_is_named(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    assert "run `uv pip install -e '.[vllm]'`" in refused(tiny_model)
 
 
 @needs_vllm

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.generation.models import HAS_VLLM
 from tests.serving.process import refusal
 from tests.serving.real import own_environment
+
+without_vllm = pytest.mark.skipif(HAS_VLLM, reason="the extra `vllm` is installed")
 
 
 def empty(base: Path, _: Path) -> None:
@@ -50,4 +53,17 @@ def test_a_champion_whose_kept_evaluation_was_altered(champion: Path) -> None:
         evaluation.write_bytes(content)
     assert "evaluation.json of version 1 is not what was registered" in told
     assert "or set PROSEMILL_PRECISION" in told
+    assert len(told.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("precision", "line"),
+    [
+        ("int8", "vLLM does not hold weights in int8 here: set PROSEMILL_PRECISION to bf16 or fp32, or unset PROSEMILL_ENGINE"),
+        pytest.param("auto", "which is not installed: run `uv pip install -e '.[vllm]'`, or unset PROSEMILL_ENGINE", marks=without_vllm),
+    ],
+)
+def test_an_engine_that_is_not_to_be_had(champion: Path, precision: str, line: str) -> None:
+    told = refusal(folder=champion, environment=own_environment(champion, PROSEMILL_ENGINE="vllm", PROSEMILL_PRECISION=precision))
+    assert line in told
     assert len(told.strip().splitlines()) == 1

@@ -3,8 +3,6 @@
 async with Client("http://127.0.0.1:3000") as client:
     answer = await client.ask("POST", "/v1/completions", {"model": "prosemill", "prompt": "The"})
     answer.status, answer.body, answer.arrivals
-
-For each token of a stream it takes half of what aiohttp does.
 """
 
 import asyncio

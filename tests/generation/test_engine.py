@@ -14,11 +14,12 @@ import torch
 from prosemill.families import families
 from prosemill.generation.decoder import Decoder
 from prosemill.generation.engine import NUM_SPARE, Engine
-from prosemill.generation.engine_thread import Answer, End, Event, Request
+from prosemill.generation.engine_thread import End, Event, Request
 from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.pretrained import load_tokenizer
 from tests.generation.models import CONTEXT, INVARIANT, Tiny, compiles, draw, prompts
+from tests.generation.promises import check_that_the_cancelled_leave_their_rows, outcome
 
 CAPACITY = 6
 LENGTHS = [3, 10, 60, 64, 65, 100, 150]
@@ -36,13 +37,6 @@ def running(tiny: Tiny, tokenizer: Path, *, precision: Precision = "int8", stops
     decoder = Decoder(tiny.family.layout(tiny.model), precision=precision, num_rows=CAPACITY + NUM_SPARE)
     with Engine(decoder, load_tokenizer(tokenizer), stops=stops, context=CONTEXT) as engine:
         yield engine
-
-
-def outcome(answer: Answer) -> tuple[str, str, int]:
-    """A request's text, why it ended, and how many tokens it took."""
-    text = "".join(answer)
-    assert answer.end is not None
-    return text, answer.end.reason, answer.end.num_new_tokens
 
 
 @pytest.fixture(scope="module")
@@ -96,26 +90,7 @@ def test_greedy_text_is_that_of_generate_in_any_company(tiny: Tiny, tiny_model: 
 
 def test_a_request_that_is_cancelled_leaves_its_row_to_others(tiny: Tiny, tiny_model: Path) -> None:
     with running(tiny, tiny_model) as engine:
-        [prompt] = prompts([10])
-        under_way: list[Request] = []
-        ends: queue.SimpleQueue[End] = queue.SimpleQueue()
-
-        def cancel(event: Event) -> None:
-            if isinstance(event, End):
-                ends.put(event)
-            elif under_way:
-                under_way[0].cancel()
-
-        under_way.append(engine.submit(tiny.prompt(prompt), Settings(max_new_tokens=200, temperature=1), cancel))
-        end = ends.get(timeout=60)
-        # One of the first pieces of text cancels it.
-        assert (end.reason, engine.num_running) == ("cancelled", 0)
-        assert end.num_new_tokens < 200
-        waiting = [engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=100)) for _ in range(CAPACITY + 3)]
-        for each in waiting:
-            each.cancel()
-        assert {outcome(each)[1] for each in waiting} <= {"cancelled", "length"}
-        assert outcome(engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=3)))[1:] == ("length", 3)
+        check_that_the_cancelled_leave_their_rows(engine, tiny.prompt(prompts([10])[0]), CAPACITY)
 
 
 def test_a_request_whose_receiver_fails_fails_alone(tiny_model: Path) -> None:

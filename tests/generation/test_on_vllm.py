@@ -11,11 +11,12 @@ import pytest
 
 from prosemill.errors import ProsemillError
 from prosemill.families import families
-from prosemill.generation.engine_thread import Answer, End, Event, Request
+from prosemill.generation.engine_thread import End, Event
 from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.generation.writer import Writer
 from tests.generation.models import CONTEXT, VLLM_FAMILIES, VLLM_WIDTH, Tiny, draw, folder_of, needs_vllm, prompts
+from tests.generation.promises import check_that_the_cancelled_leave_their_rows, outcome
 
 NUM_ROWS = 4
 
@@ -37,13 +38,6 @@ def writer(folder: Path) -> Iterator[Writer]:
     """Served by vLLM, the tests of a family together: opening it takes longest."""
     with Writer.open(folder, precision="fp32", num_rows=NUM_ROWS, engine="vllm") as writer:
         yield writer
-
-
-def outcome(answer: Answer) -> tuple[str, str, int]:
-    """A request's text, why it ended, and how many tokens it took."""
-    text = "".join(answer)
-    assert answer.end is not None
-    return text, answer.end.reason, answer.end.num_new_tokens
 
 
 def tokens_of(writer: Writer, tokens: list[int], settings: Settings) -> list[int]:
@@ -127,25 +121,7 @@ def test_a_stop_text_ends_the_answer_and_no_part_of_it_is_shown(writer: Writer, 
 
 @needs_vllm
 def test_a_request_that_is_cancelled_leaves_its_row_to_others(writer: Writer, tiny: Tiny) -> None:
-    [prompt] = prompts([10])
-    under_way: list[Request] = []
-    ends: queue.SimpleQueue[End] = queue.SimpleQueue()
-
-    def cancel(event: Event) -> None:
-        if isinstance(event, End):
-            ends.put(event)
-        elif under_way:
-            under_way[0].cancel()
-
-    under_way.append(writer.engine.submit(tiny.prompt(prompt), Settings(max_new_tokens=200, temperature=1), cancel))
-    end = ends.get(timeout=120)
-    assert (end.reason, writer.engine.num_running) == ("cancelled", 0)
-    assert end.num_new_tokens < 200
-    waiting = [writer.engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=100)) for _ in range(NUM_ROWS + 3)]
-    for each in reversed(waiting):
-        each.cancel()
-    assert [outcome(each)[1:] for each in waiting[NUM_ROWS:]] == [("cancelled", 0)] * 3
-    assert outcome(writer.engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=3)))[1:] == ("length", 3)
+    check_that_the_cancelled_leave_their_rows(writer.engine, tiny.prompt(prompts([10])[0]), NUM_ROWS)
 
 
 @needs_vllm
@@ -240,7 +216,8 @@ def test_the_one_that_was_opened_first_may_be_closed_first(tiny_model: Path, tmp
             writer = stack.enter_context(Writer.open(folder, precision="fp32", num_rows=1, engine="vllm"))
             writer.warm_up()
         before.close()
-        writer.warm_up()
+        writer.warm_up()  # raises if the engine cannot write
+        assert writer.engine.is_alive
 
 
 @needs_vllm

@@ -92,6 +92,17 @@ def test_an_engine_that_ends_is_said_to_all_and_nobody_waits_for_it(serve: Calla
     assert served.meter("answers_total", outcome="failed") == 6
 
 
+def test_tokens_of_an_answer_that_failed_are_counted_all_the_same(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(served.engine, "_show", fail)
+    streamed = ask(served, COMPLETION | {"n": 2, "stream": True, "stream_options": {"include_usage": True}}, "/v1/completions")
+    *failed, usage, last = [data for _, data in events(streamed)]
+    assert [set(each) for each in failed] == [{"error"}] * 2
+    assert (usage["usage"]["completion_tokens"], last) == (2, "[DONE]")
+
+
 @pytest.mark.parametrize("on_page", [False, True], ids=["asked", "on the page"])
 @pytest.mark.parametrize("part", ["reading", "writing", "routes"])
 def test_what_a_broken_service_prints_quotes_nobody(

@@ -1,0 +1,38 @@
+"""What every engine promises to those who ask it."""
+
+import queue
+
+from prosemill.generation.engine_thread import Answer, End, EngineThread, Event, Request
+from prosemill.generation.sampling import Settings
+
+
+def outcome(answer: Answer) -> tuple[str, str, int]:
+    """A request's text, why it ended, and how many tokens it took."""
+    text = "".join(answer)
+    assert answer.end is not None
+    return text, answer.end.reason, answer.end.num_new_tokens
+
+
+def check_that_the_cancelled_leave_their_rows(engine: EngineThread, prompt: list[int], num_rows: int) -> None:
+    """Cancel one that is being written, and more than there are rows for; then the engine must be free."""
+    under_way: list[Request] = []
+    ends: queue.SimpleQueue[End] = queue.SimpleQueue()
+
+    def cancel(event: Event) -> None:
+        if isinstance(event, End):
+            ends.put(event)
+        elif under_way:
+            under_way[0].cancel()
+
+    under_way.append(engine.submit(prompt, Settings(max_new_tokens=200, temperature=1), cancel))
+    end = ends.get(timeout=120)
+    # One of the first pieces of text cancels it.
+    assert (end.reason, engine.num_running) == ("cancelled", 0)
+    assert end.num_new_tokens < 200
+    answers = [engine.answer(prompt, Settings(max_new_tokens=100)) for _ in range(num_rows + 3)]
+    for answer in reversed(answers):  # those without a row first, or they would get one
+        answer.cancel()
+    found = [outcome(answer)[1:] for answer in answers]
+    assert {reason for reason, _ in found} <= {"cancelled", "length"}
+    assert found[num_rows:] == [("cancelled", 0)] * 3
+    assert outcome(engine.answer(prompt, Settings(max_new_tokens=3)))[1:] == ("length", 3)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from prosemill.generation.engine_thread import End, EngineThread, Event
+from prosemill.generation.engine_thread import End, EngineThread, Event, Request
 from prosemill.generation.sampling import Settings
 from prosemill.serving.errors import EngineError, refused_by_engine
 from prosemill.serving.meters import Outcome
@@ -58,8 +58,14 @@ class Stream:
         self._note = note
         self.ends = list[End]()
         """Of the answers that were read to their ends, those that failed included."""
-        with refused_by_engine():
-            self._requests = [engine.submit(tokens, each, partial(self._deliver, index)) for index, each in enumerate(settings)]
+        self._requests = list[Request]()
+        try:
+            with refused_by_engine():
+                for index, each in enumerate(settings):
+                    self._requests.append(engine.submit(tokens, each, partial(self._deliver, index)))
+        except BaseException:
+            self._drop()  # those before it, which nobody would read
+            raise
         self._timer = self._loop.call_later(deadline, self._expire)
 
     def _deliver(self, index: int, event: Event) -> None:
@@ -70,8 +76,7 @@ class Stream:
     def cancel(self) -> None:
         """Have them end at the next token."""
         self._timer.cancel()
-        for request in self._requests:
-            request.cancel()
+        self._drop()
 
     def hurry(self, seconds: float) -> None:
         """Have them end with what they have after so many seconds, if they would not before."""
@@ -82,6 +87,9 @@ class Stream:
 
     def _expire(self) -> None:
         self._is_late = True
+        self._drop()
+
+    def _drop(self) -> None:
         for request in self._requests:
             request.cancel()
 

@@ -12,6 +12,7 @@ import pytest
 import requests
 from anyio import from_thread
 
+from prosemill.generation.engine_thread import Request
 from prosemill.generation.sampling import Settings
 from prosemill.generation.writer import Writer
 from prosemill.serving import door
@@ -90,6 +91,20 @@ def test_an_engine_that_ends_is_said_to_all_and_nobody_waits_for_it(serve: Calla
         assert ask(served, body, path).status_code == 503
     assert served.desk.admission.num_requests == served.desk.admission.num_tokens == 0
     assert served.meter("answers_total", outcome="failed") == 6
+
+
+def test_an_answer_beside_one_that_cannot_begin_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit, begun = served.engine.submit, list[Request]()
+
+    def submit_one(*arguments: Any) -> Request:
+        if begun:
+            raise KeyError("foreseen by nobody")
+        begun.append(submit(*arguments))
+        return begun[0]
+
+    monkeypatch.setattr(served.engine, "submit", submit_one)
+    assert ask(served, LONG | {"n": 2}).status_code == 500
+    assert [request.is_cancelled for request in begun] == [True]
 
 
 def test_tokens_of_an_answer_that_failed_are_counted_all_the_same(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

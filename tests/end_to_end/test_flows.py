@@ -434,9 +434,9 @@ def test_a_server_that_goes_away_costs_no_training(workspace: Workspace) -> None
     clone = workspace.clone
     with serving(clone.folder, clone.environment) as (api, server):
         there = Workspace(clone, api)
-        process = there.start("-S", "train.max_steps=100")
-        there.wait_for("/100 steps")
-        assert "100/100 steps" not in there.output(), "it trains"
+        process = there.start("-S", "train.max_steps=400")
+        there.wait_for("/400 steps")
+        assert "400/400 steps" not in there.output(), "it trains"
         for each in psutil.Process(server.pid).children(recursive=True):
             each.kill()
         code = process.wait(4 * SECONDS)
@@ -444,7 +444,7 @@ def test_a_server_that_goes_away_costs_no_training(workspace: Workspace) -> None
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert code == 1
     assert "went away" in line
-    clone.compose("train.max_steps=100")
+    clone.compose("train.max_steps=400")
     try:
         assert clone.repro("train") == [], "the training was not lost"
     finally:

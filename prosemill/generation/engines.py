@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from prosemill.errors import ProsemillError
+from prosemill.families import Family
 from prosemill.generation.precision import Precision
 
 EngineName = Literal["own", "vllm"]
@@ -11,6 +12,8 @@ EngineName = Literal["own", "vllm"]
 INSTALL = "run `uv pip install -e '.[vllm]'`, or unset PROSEMILL_ENGINE"
 OF_VLLM: dict[Precision, str] = {"bf16": "bfloat16", "fp32": "float32"}
 """Its names of the precisions that it holds weights in here."""
+FAMILIES_OF_VLLM = ("gpt2", "llama")
+"""Whose models it takes here."""
 
 
 def check_engine(name: EngineName, precision: Precision | Literal["auto"]) -> None:
@@ -23,3 +26,9 @@ def check_engine(name: EngineName, precision: Precision | Literal["auto"]) -> No
         )
     if find_spec("vllm") is None:
         raise ProsemillError(f"PROSEMILL_ENGINE is vllm, which is not installed: {INSTALL}")
+
+
+def check_family(name: EngineName, family: Family, *, whose: str) -> None:
+    """Raise `ProsemillError` if an engine takes no models of a family; `whose` says which it would be."""
+    if name == "vllm" and family.name not in FAMILIES_OF_VLLM:
+        raise ProsemillError(f"{whose} is of the family {family.name!r}, which vLLM does not serve here: unset PROSEMILL_ENGINE")

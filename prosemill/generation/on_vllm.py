@@ -30,7 +30,7 @@ from prosemill.errors import ProsemillError, first_line
 from prosemill.families import Family
 from prosemill.families.family import IGNORED
 from prosemill.generation.engine_thread import EngineThread, Reason, Request, Scoring
-from prosemill.generation.engines import INSTALL, OF_VLLM, check_engine
+from prosemill.generation.engines import INSTALL, OF_VLLM, check_engine, check_family
 from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.pretrained import refuse_remote_code
@@ -237,12 +237,13 @@ def open_engine(
     """
     refuse_remote_code(folder)
     check_engine("vllm", precision)
-    platform, architecture, context = _platform(), _architecture(folder, family), family.context_size(config.to_dict())
+    check_family("vllm", family, whose=str(folder))
+    platform, context = _platform(), family.context_size(config.to_dict())
     assert context is not None  # as all have that vLLM knows
     memory = psutil.virtual_memory().total if platform.is_cpu() else torch.cuda.mem_get_info()[1]
     options = {
         "model": str(folder),
-        "hf_overrides": {"architectures": [architecture]},
+        "hf_overrides": {"architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.name]]},
         "dtype": OF_VLLM[precision],
         "max_model_len": context + 1,
         "max_num_seqs": num_rows,
@@ -268,16 +269,6 @@ def _platform() -> Any:
     if not (current_platform.is_cuda() or current_platform.is_cpu()):  # it is the CPU where vLLM was built for one
         raise ProsemillError("PROSEMILL_ENGINE is vllm, which finds no CUDA device: start the service where there is one, or unset it")
     return current_platform
-
-
-def _architecture(folder: Path, family: Family) -> str:
-    """What vLLM calls a family. Raises `ProsemillError` if it has none."""
-    from vllm import ModelRegistry
-
-    architecture: str | None = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family.name)
-    if architecture is None or architecture not in ModelRegistry.get_supported_archs():
-        raise ProsemillError(f"{folder} is of the family {family.name!r}, which vLLM does not serve: unset PROSEMILL_ENGINE")
-    return architecture
 
 
 def _load(folder: Path, options: dict[str, Any]) -> Any:

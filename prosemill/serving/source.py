@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from prosemill.errors import ProsemillError
 from prosemill.families import family_of
-from prosemill.generation.engines import check_engine
+from prosemill.generation.engines import check_engine, check_family
 from prosemill.serving.settings import ServiceSettings
 
 BASE_FILES = ("config.json", "tokenizer.json", "*.safetensors")
@@ -58,18 +58,19 @@ def check_source(source: Source, settings: ServiceSettings) -> None:
 
     Raises:
         ProsemillError: there is nothing to serve, it is not as it was registered, or the settings name a base model that is none or an
-            engine that is not here.
+            engine that is not here or serves no such model.
     """
     check_engine(settings.engine, settings.precision)
     candidate = source.find()
-    with candidate.model():
+    with candidate.model() as folder:
         read_metrics(candidate, settings)
+        check_family(settings.engine, family_of(folder), whose=f"version {candidate.number}")
     if settings.base is None:
         return
     missing = [name for name in BASE_FILES if not any(settings.base.glob(name))]
     if missing:
         raise ProsemillError(f"PROSEMILL_BASE={settings.base} has no {' and no '.join(missing)}: name a folder with a model")
-    family_of(settings.base)
+    check_family(settings.engine, family_of(settings.base), whose=f"PROSEMILL_BASE={settings.base}")
 
 
 def read_metrics(candidate: Candidate, settings: ServiceSettings) -> Mapping[str, Any]:

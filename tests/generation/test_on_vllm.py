@@ -243,7 +243,7 @@ def refused(folder: Path, precision: Precision = "fp32") -> str:
 @pytest.mark.parametrize("name", sorted({*families()} - {*VLLM_FAMILIES}))
 def test_a_family_that_vllm_does_not_serve_is_refused(name: str, tiny_model: Path, tmp_path: Path) -> None:
     line = refused(folder_of(draw(name), tiny_model, tmp_path))
-    assert f"is of the family {name!r}, which vLLM does not serve: unset PROSEMILL_ENGINE" in line
+    assert f"is of the family {name!r}, which vLLM does not serve here: unset PROSEMILL_ENGINE" in line
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])

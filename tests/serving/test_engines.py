@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 
 from prosemill.errors import ProsemillError
+from prosemill.generation import engines
 from prosemill.generation.on_vllm import VllmEngine
 from prosemill.generation.sampling import Settings
 from prosemill.serving.champion import load
 from prosemill.serving.settings import ServiceSettings
+from prosemill.serving.source import check_source
 from tests.generation.models import VLLM_FAMILIES, VLLM_WIDTH, draw, folder_of, needs_vllm
+from tests.serving.conftest import VERSION
 from tests.serving.test_follower import Promoted
 
 
@@ -22,11 +25,19 @@ def test_it_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ServiceSettings.read()
 
 
-@needs_vllm
-def test_a_champion_that_vllm_does_not_serve_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    folder = folder_of(draw("t5"), tiny_model, tmp_path)
-    with pytest.raises(ProsemillError, match="is of the family 't5', which vLLM does not serve: unset PROSEMILL_ENGINE"):
-        load(Promoted(folder), ServiceSettings(engine="vllm"))
+def test_a_model_that_vllm_does_not_serve_is_refused_before_anything_is_loaded(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda _: object())  # as if it were installed
+    folder, settings = folder_of(draw("t5"), tiny_model, tmp_path), ServiceSettings(engine="vllm", precision="bf16")
+    refused = "is of the family 't5', which vLLM does not serve here: unset PROSEMILL_ENGINE"
+    with pytest.raises(ProsemillError, match=f"version {VERSION + 1} {refused}"):
+        check_source(Promoted(folder), settings)
+    with pytest.raises(ProsemillError, match=f"PROSEMILL_BASE={folder} {refused}"):
+        check_source(Promoted(tiny_model), settings.model_copy(update={"base": folder}))
+    check_source(Promoted(tiny_model), settings)
+    with pytest.raises(ProsemillError, match=refused):
+        load(Promoted(folder), settings)
 
 
 @needs_vllm

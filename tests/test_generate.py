@@ -11,6 +11,7 @@ import torch
 
 from prosemill.cli import app
 from prosemill.families import family_of
+from prosemill.generation import native
 from prosemill.generation.writer import choose_precision, device_for
 from prosemill.pretrained import added_text, load_model, load_tokenizer
 from prosemill.workspace import METRICS, TRAINED_MODEL
@@ -66,10 +67,16 @@ def test_a_mistake_is_one_line(run: Callable[..., tuple[str, str]], tiny_model: 
     assert (printed, complaint.count("\n")) == ("", 1)
 
 
-def test_auto_goes_by_what_the_evaluation_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("library", "fastest"), [(object(), "int8"), (None, "int4")], ids=["with native kernels", "without"])
+def test_auto_is_the_fastest_of_what_the_evaluation_found_good_enough(
+    monkeypatch: pytest.MonkeyPatch, library: object, fastest: str
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(native, "load", lambda: library)
+    assert choose_precision({"bf16": 0.0, "int8": 0.004, "int4": 0.005}) == fastest
     assert choose_precision({"bf16": 0.0, "int8": 0.004, "int4": 0.006}) == "int8"
-    assert choose_precision({"bf16": 0.0, "int8": -0.001, "int4": 0.005}) == "int4"
+    assert choose_precision({"bf16": 0.0, "int8": 0.006, "int4": 0.005}) == "int4"
+    assert choose_precision({"bf16": 0.005, "int8": 0.01, "int4": 0.01}) == "bf16"
     assert choose_precision({"bf16": 0.01, "int8": 0.01, "int4": 0.01}) == "fp32"
     assert choose_precision({}) in ("bf16", "fp32")
 

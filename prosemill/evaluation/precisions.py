@@ -75,7 +75,7 @@ def _nll(decoder: Decoder, batch: Batch) -> float:
     """Sum of -ln p of what the batch's labels say."""
     tokens = batch.get("decoder_input_ids", batch["input_ids"])[0].tolist()
     if "decoder_input_ids" in batch:
-        decoder.encode(0, batch["input_ids"][0].tolist())
+        decoder.look_at(0, decoder.encode(batch["input_ids"][0].tolist()))
     labels = batch["labels"][0].tolist()
     begins = range(0, len(tokens), CHUNK)
     return math.fsum(decoder.nll(0, tokens[begin : begin + CHUNK], labels[begin : begin + CHUNK], begin=begin) for begin in begins)

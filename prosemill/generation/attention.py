@@ -72,16 +72,16 @@ class Attention(ABC, Generic[Look]):
         self.cache[:, target, :, :width] = self.cache[:, source, :, :width]
 
     def reserve(self, length: int) -> None:
-        """Have room for texts of a length."""
+        """Have room for texts of a length. Where there is no memory for it, all stays as it is."""
         if length <= self._capacity:
             return
-        before, self._capacity = self._capacity, max(bucket(length - 1) * BUCKET, 2 * self._capacity)
+        capacity = max(bucket(length - 1) * BUCKET, 2 * self._capacity)
         # Zeros, because what is masked is multiplied by 0, and must be a number for that.
-        shape = (len(self._parts), self._num_rows, 2 * self._num_kv_heads, self._capacity, self._head_size)
+        shape = (len(self._parts), self._num_rows, 2 * self._num_kv_heads, capacity, self._head_size)
         cache = torch.zeros(shape, dtype=self._dtype, device=self._device)
-        if before:
-            cache[:, :, :, :before] = self.cache
-        self.cache = cache
+        if self._capacity:
+            cache[:, :, :, : self._capacity] = self.cache
+        self.cache, self._capacity = cache, capacity
 
 
 def make_attention(layout: Layout, *, precision: Precision, num_rows: int) -> Attention[Any]:

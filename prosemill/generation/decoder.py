@@ -5,7 +5,7 @@
     logits = decoder.step([5, 9], [12, 40])          # the last tokens of rows 0 and 1, at their positions: [2, vocabulary]
 
 Products and norms (`kernels`) look at each row by itself, and so does attention (`attention`): on a CPU a text's logits are the same bits
-whatever is written beside it, but for fp32.
+whatever is written beside it, with weights in int8 and int4, and in bf16 where the processor multiplies such numbers; not in fp32.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,7 +77,11 @@ class Decoder:
         self._encoded: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(num_rows)]
         self._attention = make_attention(layout, precision=precision, num_rows=num_rows)
         self.needs_neighbours = self._attention.needs_neighbours
-        self._attention.reserve(BUCKET)
+        self.reserve(BUCKET)
+
+    def reserve(self, length: int) -> None:
+        """Have room for texts of a length. Raises `MemoryError` or `RuntimeError` if there is no memory; then all is as before."""
+        self._attention.reserve(length)
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
@@ -87,7 +91,7 @@ class Decoder:
             tokens: Of each row, its last.
             positions: Where that stands. If `needs_neighbours`, rows of the same `bucket` must be neighbours.
         """
-        self._attention.reserve(max(positions) + 1)
+        self.reserve(max(positions) + 1)
         hidden = self._embed(tokens, self._on_device(positions))
         return self._logits(self._forward(hidden, self._attention.step(positions), range(len(tokens))))
 
@@ -98,7 +102,7 @@ class Decoder:
         Pieces that begin at multiples of `CHUNK` always give a text the same bits.
         """
         end = begin + len(tokens)
-        self._attention.reserve(end)
+        self.reserve(end)
         hidden = self._embed(tokens, torch.arange(begin, end, device=self._device))
         hidden = self._forward(hidden, self._attention.read(row, begin, end), [row])
         return self._logits(hidden[-1:] if only_last else hidden)
@@ -116,7 +120,7 @@ class Decoder:
         """
         assert isinstance(self._attention, FusedAttention)
         lengths = [len(text) for text in texts]
-        self._attention.reserve(max(lengths))
+        self.reserve(max(lengths))
         places = self._attention.read_texts(first, lengths)
         hidden = self._forward(self._embed(list(chain.from_iterable(texts)), places.positions), places, rows=())
         return self._logits(hidden[torch.tensor(lengths).cumsum(0) - 1])
@@ -127,11 +131,15 @@ class Decoder:
         return float(cross_entropy(logits, self._on_device(labels), ignore_index=IGNORED, reduction="sum"))
 
     @torch.inference_mode()
-    def encode(self, row: int, tokens: Sequence[int]) -> None:
-        """Have an encoder read what the row's text goes on with."""
+    def encode(self, tokens: Sequence[int]) -> torch.Tensor:
+        """What an encoder makes of tokens, [tokens, width]. May run in another thread than all else."""
         assert self._encode is not None
-        hidden = self._encode(self._on_device(tokens)).float()
-        heads = (len(tokens), 2, self._num_heads, self._head_size)
+        return self._encode(self._on_device(tokens)).float()
+
+    @torch.inference_mode()
+    def look_at(self, row: int, hidden: torch.Tensor) -> None:
+        """Have a row's text go on with what `encode` made, whose keys and values all its tokens look at."""
+        heads = (len(hidden), 2, self._num_heads, self._head_size)
         self._encoded[row] = []
         for layer in self._layers:
             assert layer.cross is not None

@@ -7,10 +7,12 @@
         print(answer.end)               # why it ended, and how many tokens it took
 
 What a request gets depends on its prompt and its settings alone, not on who else is there (`decoder`), nor on when it came. Prompts are
-read between the steps in which all others get their next token: long ones in pieces of `CHUNK` tokens, short ones together.
+read between the steps in which all others get their next token: long ones in pieces of `CHUNK` tokens, short ones together. An encoder,
+which sees all of a text at once, reads a long one beside the steps.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -20,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from prosemill.errors import first_line
 from prosemill.generation.attention import bucket
 from prosemill.generation.decoder import CHUNK, Decoder
-from prosemill.generation.engine_thread import EngineThread, Event, Reason, Request, Scoring
+from prosemill.generation.engine_thread import NO_NUMBERS, EngineThread, Event, Reason, Request, Scoring
 from prosemill.generation.sampling import Draws, Settings, choose
 from prosemill.generation.text import AnswerText
 
@@ -50,6 +52,13 @@ class Engine(EngineThread):
         self._capacity = decoder.num_rows - NUM_SPARE
         self._reading, self._swapping = self._capacity, self._capacity + 1
         self._running: list[Drawn] = []
+        self._encoder = ThreadPoolExecutor(1, "encoder")
+        self._encoding: tuple[Drawn | Scoring, Future[torch.Tensor]] | None = None
+        """What is read beside the steps, which waits first."""
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self._encoder.shutdown(cancel_futures=True)
 
     def _make_request(self, tokens: list[int], settings: Settings, deliver: Callable[[Event], None], text: AnswerText) -> Request:
         request = Drawn(tokens, settings, deliver, text, draws=Draws(settings))
@@ -65,6 +74,7 @@ class Engine(EngineThread):
         for request in [request for request in self._running if request.is_cancelled]:
             self._leave(request, "cancelled")
         self._read_prompts()
+        self._make_room()
         if self._running:
             self._step()
 
@@ -123,7 +133,8 @@ class Engine(EngineThread):
         request.begin()
         if self._decoder.is_encoded:
             assert self._decoder.start is not None
-            self._decoder.encode(self._reading, request.tokens)
+            if not self._encode(request, request.tokens):
+                return CHUNK, False
             request.logits = self._decoder.read(self._reading, [self._decoder.start], begin=0)
             request.num_read = 1
             return len(request.tokens), True
@@ -136,7 +147,8 @@ class Engine(EngineThread):
         """Score a piece of a text; its tokens, and whether it was the last."""
         num_given = 0
         if scoring.given is not None and scoring.num_read == 0:
-            self._decoder.encode(self._reading, scoring.given)
+            if not self._encode(scoring, scoring.given):
+                return CHUNK, False
             num_given = len(scoring.given)
         begin, end = scoring.num_read, scoring.num_read + CHUNK
         tokens = scoring.tokens[begin:end]
@@ -146,6 +158,22 @@ class Engine(EngineThread):
         if is_read:
             scoring.tell()
         return num_given + len(tokens), is_read
+
+    def _encode(self, request: Drawn | Scoring, tokens: Sequence[int]) -> bool:
+        """Have the encoder read what a request goes on with; whether it has. With a long one it goes on while others get tokens."""
+        if len(tokens) <= CHUNK:
+            self._decoder.look_at(self._reading, self._decoder.encode(tokens))
+            return True
+        if self._encoding is None or self._encoding[0] is not request:
+            if self._encoding is not None:  # of one that was cancelled
+                self._encoding[1].cancel()
+            self._encoding = request, self._encoder.submit(self._decoder.encode, tokens)
+        encoded = self._encoding[1]
+        if self._running and not encoded.done():
+            return False
+        self._encoding = None
+        self._decoder.look_at(self._reading, encoded.result())
+        return True
 
     def _join_from_reading(self, request: Drawn) -> None:
         logits, request.logits = request.logits, None
@@ -158,6 +186,17 @@ class Engine(EngineThread):
         self._running += requests
         self._take(requests, logits)
         self._arrange()
+
+    def _make_room(self) -> None:
+        """Have memory for the next tokens. Where there is too little, the longest texts fail, which want the most."""
+        while self._running:
+            longest = max(self._running, key=self._position)
+            try:
+                self._decoder.reserve(self._position(longest) + 1)
+                return
+            except (MemoryError, RuntimeError) as error:  # torch's is the latter
+                longest.error = first_line(error)
+                self._leave(longest, "failed")
 
     def _step(self) -> None:
         positions = [self._position(request) for request in self._running]
@@ -174,12 +213,15 @@ class Engine(EngineThread):
         """Choose the next token of each request and hand on what it adds to the text."""
         tokens = choose(logits, [request.draws for request in requests], [request.seen for request in requests])
         for request, token in zip(requests, tokens, strict=True):
+            if token is None:
+                request.error = NO_NUMBERS
+                continue
             request.new_tokens.append(token)
             if request.seen is not None:
                 request.seen[token] = True
         for request in requests:
             try:
-                reason = self._show(request)
+                reason = "failed" if request.error else self._show(request)
             except Exception as error:  # noqa: BLE001 - a request that fails fails alone
                 reason, request.error = "failed", first_line(error)
             if reason is not None:

@@ -27,6 +27,8 @@ from prosemill.generation.sampling import Settings
 from prosemill.generation.text import AnswerText
 
 Reason = Literal["stop", "length", "cancelled", "failed"]
+NO_NUMBERS = "what it predicts is no finite numbers"
+"""What is wrong with a model whose logits are NaN."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +97,9 @@ class Scoring:
 
     def tell(self) -> None:
         """Deliver the sum."""
+        found = math.fsum(self.nll)
         with suppress(Exception):  # a receiver that is gone
-            self.deliver(math.fsum(self.nll))
+            self.deliver(found if math.isfinite(found) else ArithmeticError(NO_NUMBERS))
 
 
 class Answer:

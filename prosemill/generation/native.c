@@ -585,11 +585,21 @@ static int by_weight(const void *a, const void *b) {
     return one->token - other->token;
 }
 
-// Logits into weights, the greatest of them 1; their sum.
-TARGET static double exponentiate(const float *logits, int64_t size, float temperature, float *weights) {
+// The greatest logit; NaN if any is that, which a maximum passes over.
+TARGET static float greatest(const float *logits, int64_t size) {
     __m512 largest = _mm512_set1_ps(-INFINITY);
-    for (int64_t i = 0; i < size; i += LANES) largest = _mm512_max_ps(largest, _mm512_mask_loadu_ps(largest, first(size - i), logits + i));
-    __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(largest)), divisor = _mm512_set1_ps(temperature);
+    unsigned is_broken = 0;
+    for (int64_t i = 0; i < size; i += LANES) {
+        __m512 some = _mm512_mask_loadu_ps(largest, first(size - i), logits + i);
+        is_broken |= _mm512_cmp_ps_mask(some, some, _CMP_UNORD_Q);
+        largest = _mm512_max_ps(largest, some);
+    }
+    return is_broken ? NAN : _mm512_reduce_max_ps(largest);
+}
+
+// Logits into weights, the greatest of them 1; their sum.
+TARGET static double exponentiate(const float *logits, int64_t size, float largest, float temperature, float *weights) {
+    __m512 most = _mm512_set1_ps(largest), divisor = _mm512_set1_ps(temperature);
     __m512d total = _mm512_setzero_pd();
     for (int64_t i = 0; i < size; i += LANES) {
         __mmask16 mask = first(size - i);
@@ -628,7 +638,6 @@ static int64_t draw_likely(const float *weights, int64_t size, double total, con
     for (float least = 1; !num_found && least > 1e-30f; least /= 4)
         num_found = find_candidates(weights, size, least, draw->top_p * total, count, found);
     if (!num_found) num_found = find_candidates(weights, size, 0, 0, 0, found);
-    if (!num_found) return 0;  // the logits are no numbers
     qsort(found, num_found, sizeof *found, by_weight);
     if (count) {
         total = 0;
@@ -663,7 +672,7 @@ static int64_t likeliest(const float *logits, int64_t size) {
     return best;
 }
 
-// The next token of each row of logits [num_rows, size]. Returns whether there was memory for it.
+// The next token of each row of logits [num_rows, size]; -1 for one that holds no finite numbers. Returns whether there was memory for it.
 int64_t choose(const float *logits, int64_t num_rows, int64_t size, const Draw *draws, int64_t *tokens, int64_t num_threads) {
     int64_t is_whole = 1;
 #pragma omp parallel num_threads(num_threads) reduction(&& : is_whole)
@@ -676,11 +685,12 @@ int64_t choose(const float *logits, int64_t num_rows, int64_t size, const Draw *
             if (!is_whole) continue;
             const float *of_row = logits + row * size;
             const Draw *draw = draws + row;
-            if (draw->temperature == 0) {
-                tokens[row] = likeliest(of_row, size);
+            float largest = greatest(of_row, size);
+            if (!isfinite(largest) || draw->temperature == 0) {
+                tokens[row] = isfinite(largest) ? likeliest(of_row, size) : -1;
                 continue;
             }
-            double total = exponentiate(of_row, size, draw->temperature, weights);
+            double total = exponentiate(of_row, size, largest, draw->temperature, weights);
             int is_any = draw->top_k == 0 && draw->top_p == 1;
             tokens[row] = is_any ? draw_any(weights, size, total, draw->number) : draw_likely(weights, size, total, draw, found);
         }

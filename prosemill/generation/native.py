@@ -328,12 +328,12 @@ class Drawing(NamedTuple):
     number: float
 
 
-def choose(library: Library, logits: torch.Tensor, drawings: Sequence[Drawing]) -> list[int]:
-    """The next token of each row of logits [rows, vocabulary]."""
+def choose(library: Library, logits: torch.Tensor, drawings: Sequence[Drawing]) -> list[int | None]:
+    """The next token of each row of logits [rows, vocabulary], as `sampling.choose` gives them."""
     logits = logits.float().contiguous()
     num_rows, size = logits.shape
     tokens = torch.empty(num_rows, dtype=torch.int64)
     draws = (_Draw * num_rows)(*(_Draw(*drawing) for drawing in drawings))
     if not library.functions.choose(logits.data_ptr(), num_rows, size, byref(draws), tokens.data_ptr(), torch.get_num_threads()):
         raise MemoryError
-    return tokens.tolist()
+    return [token if token >= 0 else None for token in tokens.tolist()]

@@ -76,8 +76,8 @@ def _drawing(draws: Draws) -> native.Drawing:
     return native.Drawing(settings.temperature, settings.top_k, settings.top_p, draws.next() if settings.temperature else 0.0)
 
 
-def choose(logits: torch.Tensor, draws: Sequence[Draws], seen: Sequence[torch.Tensor | None]) -> list[int]:
-    """The next token of each row.
+def choose(logits: torch.Tensor, draws: Sequence[Draws], seen: Sequence[torch.Tensor | None]) -> list[int | None]:
+    """The next token of each row; None for one whose logits are no finite numbers, from which nothing can be drawn.
 
     Args:
         logits: What the model predicts, [rows, vocabulary], of any floating type and on any device; it is not changed.
@@ -95,9 +95,10 @@ def choose(logits: torch.Tensor, draws: Sequence[Draws], seen: Sequence[torch.Te
     library = native.load()
     if library is not None:
         return native.choose(library, logits, [_drawing(each) for each in draws])
-    tokens = [0] * len(draws)
-    drawn = [row for row, each in enumerate(draws) if each.settings.temperature > 0]
-    greedy = [row for row, each in enumerate(draws) if each.settings.temperature == 0]
+    tokens = list[int | None]([None] * len(draws))
+    sound = [row for row, is_finite in enumerate(torch.isfinite(logits.amax(dim=-1)).tolist()) if is_finite]
+    drawn = [row for row in sound if draws[row].settings.temperature > 0]
+    greedy = [row for row in sound if draws[row].settings.temperature == 0]
     for rows, find in ((drawn, _draw), (greedy, _likeliest)):
         if rows:
             of_rows = logits if len(rows) == len(draws) else logits[rows]

@@ -7,6 +7,7 @@ with Writer.open(Path("models/trained"), precision="int8") as writer:
 """
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,9 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from prosemill.errors import first_line
 from prosemill.families import Family, family_of
+from prosemill.generation import native
 from prosemill.generation.decoder import Decoder
 from prosemill.generation.engine import NUM_SPARE, Engine
 from prosemill.generation.engine_thread import Answer, EngineThread
@@ -29,7 +32,6 @@ NUM_ROWS = 32
 """Texts that are written at once, unless another number is asked for."""
 GREATEST_COST = 0.005
 """Share of bits per byte that `choose_precision` may spend."""
-FASTEST_FIRST: tuple[Precision, ...] = ("int4", "int8", "bf16")
 WARM_UP = Settings(max_new_tokens=4, temperature=1.0)
 
 
@@ -43,7 +45,8 @@ def choose_precision(costs: Mapping[str, float]) -> Precision:
     device = choose_device()
     if not costs or device.type == "cuda":
         return "bf16" if choose_arithmetic("auto", device) == "bf16" else "fp32"
-    return next((precision for precision in FASTEST_FIRST if costs.get(precision, 1.0) <= GREATEST_COST), "fp32")
+    fastest_first: tuple[Precision, ...] = ("int4", "int8", "bf16") if native.load() is None else ("int8", "int4", "bf16")
+    return next((precision for precision in fastest_first if costs.get(precision, 1.0) <= GREATEST_COST), "fp32")
 
 
 class Framed(NamedTuple):
@@ -130,14 +133,23 @@ class Writer:
         """Continue a prompt, for one thread that waits. Raises `ValueError` as `Engine.submit` does."""
         return self.engine.answer(self.read(prompt), settings)
 
-    def warm_up(self, prompt: str = "The") -> None:
-        """Write a few tokens, so that the first request need not wait for what a first time takes."""
-        answer = self.answer(prompt, WARM_UP)
+    def warm_up(self, text: str = "The history of the world") -> None:
+        """Write a few tokens and score a text, so that the first request need not wait for what a first time takes.
+
+        Raises:
+            RuntimeError: the model can do neither: what it predicts is no finite numbers, or there is no memory for it.
+        """
+        answer = self.answer(text, WARM_UP)
         for _ in answer:
             pass
         assert answer.end is not None
         if answer.end.reason == "failed":
             raise RuntimeError(answer.end.error)
+        framed, score = self.frame(text), Future[float | Exception]()
+        self.engine.score(framed.given, framed.tokens, framed.labels, score.set_result)
+        found = score.result()
+        if isinstance(found, Exception):
+            raise RuntimeError(first_line(found)) from found
 
 
 def device_for(precision: Precision) -> torch.device:

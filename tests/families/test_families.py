@@ -181,7 +181,7 @@ def test_the_decoding_engine_reads_as_the_model_does(family: Family, model: PreT
     decoder = Decoder(family.layout(model), precision="fp32", num_rows=1)
     tokens = batch.get("decoder_input_ids", batch["input_ids"])[0].tolist()
     if decoder.is_encoded:
-        decoder.encode(0, batch["input_ids"][0].tolist())
+        decoder.look_at(0, decoder.encode(batch["input_ids"][0].tolist()))
     found = decoder.read(0, tokens, begin=0, only_last=False)
     with torch.inference_mode():
         expected = model(**batch).logits[0]

@@ -30,7 +30,7 @@ def read_prompt(decoder: Decoder, row: int, tokens: list[int]) -> tuple[torch.Te
     """Logits after a prompt, and how many tokens the decoder has read."""
     if decoder.is_encoded:
         assert decoder.start is not None
-        decoder.encode(row, tokens)
+        decoder.look_at(row, decoder.encode(tokens))
         tokens = [decoder.start]
     for begin in range(0, len(tokens), CHUNK):
         logits = decoder.read(row, tokens[begin : begin + CHUNK], begin=begin)
@@ -105,7 +105,7 @@ def test_every_token_of_a_piece_has_logits_on_request(tiny: Tiny) -> None:
     decoder = Decoder(tiny.family.layout(tiny.model), precision="fp32", num_rows=1)
     [tokens] = prompts([BUCKET + 9])
     if decoder.is_encoded:
-        decoder.encode(0, tiny.prompt(tokens))
+        decoder.look_at(0, decoder.encode(tiny.prompt(tokens)))
     found = decoder.read(0, tokens, begin=0, only_last=False)
     batch = {"input_ids": torch.tensor([tokens])}
     if decoder.is_encoded:
@@ -170,3 +170,18 @@ def test_all_is_computed_where_the_weights_are(tiny: Tiny, precision: Precision)
     decoder.move(1, 2, 3)
     logits = decoder.step([1, 2], [3, 70])
     assert (logits.device.type, logits.shape) == ("meta", (2, VOCABULARY))
+
+
+def test_where_there_is_no_memory_all_stays_as_it_is(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(tiny.family.layout(tiny.model), precision="fp32", num_rows=1)
+    [tokens] = prompts([10])
+    _, position = read_prompt(decoder, 0, tiny.prompt(tokens))
+    expected = decoder.step([5], [position])
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("not enough memory")))
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="not enough memory"):
+                decoder.reserve(BUCKET + 1)
+    assert torch.equal(decoder.step([5], [position]), expected)
+    decoder.reserve(BUCKET + 1)
+    assert torch.equal(decoder.step([5], [position]), expected)

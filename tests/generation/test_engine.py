@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from prosemill.families import families
-from prosemill.generation.decoder import Decoder
+from prosemill.generation.decoder import CHUNK, Decoder
 from prosemill.generation.engine import NUM_SPARE, Engine
-from prosemill.generation.engine_thread import End, Event, Request
+from prosemill.generation.engine_thread import NO_NUMBERS, End, Event, Request
 from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.pretrained import load_tokenizer
@@ -169,6 +169,52 @@ def test_a_prompt_that_cannot_be_read_fails_alone(tiny_model: Path, held: tuple[
         assert found == [outcome(engine.answer(prompt, settings)) for prompt in given]
 
 
+def test_a_request_whose_logits_are_no_numbers_fails_alone(tiny: Tiny, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    longest, *given = (tiny.prompt(prompt) for prompt in prompts([30, 10, 10, 12]))
+    settings, step = Settings(max_new_tokens=8), Decoder.step
+
+    def break_row(decoder: Decoder, tokens: list[int], positions: list[int]) -> torch.Tensor:
+        logits = step(decoder, tokens, positions).clone()
+        for row, request in enumerate(engine._running):
+            if request.tokens == longest and len(request.new_tokens) == 3:
+                logits[row] = torch.nan
+        return logits
+
+    with running(tiny, tiny_model) as engine:
+        expected = [outcome(engine.answer(prompt, settings)) for prompt in given]
+        monkeypatch.setattr(Decoder, "step", break_row)
+        broken, *answers = [engine.answer(prompt, settings) for prompt in (longest, *given)]
+        assert [outcome(answer) for answer in answers] == expected
+        assert outcome(broken)[1:] == ("failed", 3)
+        assert broken.end is not None
+        assert broken.end.error == NO_NUMBERS
+        scores = queue.SimpleQueue[float | Exception]()
+        monkeypatch.setattr(Decoder, "nll", lambda *_, **__: torch.nan)
+        engine.score(given[0] if engine._is_encoded else None, given[0], given[0], scores.put)
+        assert str(scores.get(timeout=60)) == NO_NUMBERS
+        assert engine.is_alive
+
+
+def test_a_text_for_which_there_is_no_memory_fails_alone(tiny: Tiny, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    longest, short = (tiny.prompt(prompt) for prompt in prompts([30, 10]))
+    reserve = Decoder.reserve
+
+    def reserve_little(decoder: Decoder, length: int) -> None:
+        if length > 35:
+            raise RuntimeError("not enough memory\nand a page of advice")
+        reserve(decoder, length)
+
+    with running(tiny, tiny_model) as engine:
+        expected = outcome(engine.answer(short, Settings(max_new_tokens=20)))
+        monkeypatch.setattr(Decoder, "reserve", reserve_little)
+        failing, answer = engine.answer(longest, Settings(max_new_tokens=90)), engine.answer(short, Settings(max_new_tokens=20))
+        assert outcome(answer) == expected
+        assert outcome(failing)[1] == "failed"
+        assert failing.end is not None
+        assert failing.end.error == "not enough memory"
+        assert outcome(engine.answer(short, Settings(max_new_tokens=20))) == expected
+
+
 def test_a_stop_text_ends_the_answer_and_is_not_shown(tiny_model: Path) -> None:
     tiny = draw("llama")
     [prompt] = prompts([10])
@@ -238,3 +284,31 @@ def test_a_long_prompt_does_not_stall_others(tiny_model: Path) -> None:
         before, after = steps.get(timeout=60), steps.get(timeout=60)
     # Four pieces of the prompt, and between any two of them a token for the other.
     assert after - before >= 3
+
+
+def test_an_encoder_reads_a_long_prompt_beside_the_steps(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny, encode = draw("t5"), Decoder.encode
+    short, long, other = (tiny.prompt(prompt) for prompt in prompts([5, 200, 100]))
+    settings, is_encoding, goes_on = Settings(max_new_tokens=5), threading.Event(), threading.Event()
+
+    def hold(decoder: Decoder, tokens: list[int]) -> torch.Tensor:
+        if len(tokens) > CHUNK:
+            is_encoding.set()
+            assert goes_on.wait(60)
+        return encode(decoder, tokens)
+
+    with running(tiny, tiny_model) as engine:
+        expected = outcome(engine.answer(other, settings))
+        monkeypatch.setattr(Decoder, "encode", hold)
+        writing = engine.answer(short, Settings(max_new_tokens=200, temperature=1))
+        next(iter(writing))
+        cancelled, last = engine.answer(long, settings), engine.answer(other, settings)
+        scores = queue.SimpleQueue[float | Exception]()
+        engine.score(other, other, other, scores.put)
+        assert is_encoding.wait(60)
+        assert outcome(writing)[1:] == ("length", 200), "it gets all its tokens meanwhile"
+        cancelled.cancel()
+        goes_on.set()
+        assert outcome(last) == expected
+        assert isinstance(scores.get(timeout=60), float)
+        assert outcome(cancelled)[1] in ("cancelled", "length")

@@ -31,14 +31,22 @@ WANTED: list[dict[str, Any]] = [
 ]
 
 
-@compiles
-def test_logits_that_are_no_numbers_end_in_a_token() -> None:
-    broken = torch.full((1, VOCABULARY), torch.nan)
-    assert choose(broken, [Draws(Settings())], [None]) == [0]
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize("settings", [{"temperature": 0}, *WANTED], ids=str)
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_nothing_is_drawn_from_logits_that_are_no_numbers(settings: dict[str, Any], broken: float) -> None:
+    rows = logits(4)
+    rows[1] = broken
+    rows[2, 7] = broken
+    rows[3, 7] = -math.inf  # a token that will not come
+    found = choose(rows, [Draws(Settings(**settings)) for _ in rows], [None] * 4)
+    assert [token is None for token in found] == [False, True, True, False]
 
 
 def one(row: torch.Tensor, draws: Draws) -> int:
-    return choose(row[None], [draws], [None])[0]
+    [token] = choose(row[None], [draws], [None])
+    assert token is not None
+    return token
 
 
 def allowed(row: torch.Tensor, settings: Settings) -> set[int]:

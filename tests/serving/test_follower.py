@@ -8,12 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from prosemill.errors import ProsemillError
-from prosemill.generation.writer import Writer
+from prosemill.generation.engine_thread import NO_NUMBERS
 from prosemill.serving import follower as module
 from prosemill.serving.follower import Follower
 from prosemill.serving.settings import ServiceSettings
+from tests.models import write_model
 from tests.serving.asking import GREEDY, ask
 from tests.serving.conftest import VERSION, Served, wait_until
 
@@ -58,8 +60,8 @@ def follow(serve: Callable[..., Served], tiny_model: Path) -> Iterator[Callable[
     """Starts a follower of a source with these troubles, beside a service of its own."""
     started = list[tuple[Follower, Served]]()
 
-    def start(**troubles: Exception) -> tuple[Served, Promoted]:
-        served, source = serve(), Promoted(tiny_model, **troubles)  # type: ignore[arg-type]
+    def start(folder: Path = tiny_model, **troubles: Exception) -> tuple[Served, Promoted]:
+        served, source = serve(), Promoted(folder, **troubles)  # type: ignore[arg-type]
         started.append((Follower(served.desk, source, SETTINGS), served))
         started[-1][0].start()
         return served, source
@@ -116,16 +118,19 @@ def test_between_two_tries_there_is_twice_the_time_up_to_a_longest(
     assert tries == [0, 1, 3, 7, 12, 17]
 
 
+@pytest.mark.parametrize("broken", [..., 5], ids=["all", "one token's"])
 def test_a_version_that_cannot_write_is_not_served_and_the_next_one_is_tried_at_once(
-    follow: Callable[..., tuple[Served, Promoted]], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    follow: Callable[..., tuple[Served, Promoted]], tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], broken: Any
 ) -> None:
-    probe = Writer.warm_up
-    monkeypatch.setattr(Writer, "warm_up", lambda *_: (_ for _ in ()).throw(RuntimeError("it writes no number")))
-    served, source = follow()
+    model = write_model(tmp_path, "llama", tiny_model)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[broken] = torch.nan
+    model.save_pretrained(tmp_path)
+    served, source = follow(folder=tmp_path)
     wait_until(lambda: source.num_loaded == 1, "it is loaded")
     wait_until(lambda: source.num_asked > 5, "it is looked at again")
     assert ask(served, GREEDY).json()["model_version"] == VERSION
-    monkeypatch.setattr(Writer, "warm_up", probe)
-    source.number += 1
+    source.folder, source.number = tiny_model, source.number + 1
     wait_until(lambda: ask(served, GREEDY).json()["model_version"] == VERSION + 2, "the one after it is served")
-    assert capfd.readouterr().err.count("it writes no number") == 1
+    told = capfd.readouterr().err
+    assert told.count(f"the champion is not served: {NO_NUMBERS}; version {VERSION} goes on") == 1

@@ -181,9 +181,12 @@ class EngineThread(ABC):
             ValueError: prompt and new tokens are more than the model sees.
             RuntimeError: the engine has ended.
         """
-        num_needed = (1 if self._is_encoded else len(tokens)) + settings.max_new_tokens
-        if self._context is not None and num_needed > self._context:
-            raise ValueError(f"prompt and max_new_tokens are {num_needed} tokens, and the model sees {self._context} at most")
+        num_given, num_new = 1 if self._is_encoded else len(tokens), settings.max_new_tokens
+        if self._context is not None and num_given + num_new > self._context:
+            raise ValueError(
+                f"a prompt of {num_given} tokens and {num_new} new ones are {num_given + num_new} tokens, and the model sees "
+                f"{self._context} at most: ask for fewer new ones, or shorten the prompt"
+            )
         text = AnswerText(self._tokenizer, [] if self._is_encoded else list(tokens), settings.stop)
         request = self._make_request(list(tokens), settings, deliver, text)
         self._arrive(request)
@@ -205,7 +208,7 @@ class EngineThread(ABC):
             RuntimeError: the engine has ended.
         """
         if self._context is not None and len(tokens) > self._context:
-            raise ValueError(f"the text is {len(tokens)} tokens, and the model sees {self._context} at most")
+            raise ValueError(f"the text is {len(tokens)} tokens, and the model sees {self._context} at most: send a shorter one")
         scoring = Scoring(given, tokens, labels, deliver)
         self._arrive(scoring)
         return scoring

@@ -1,12 +1,13 @@
 """Who may come in: so many requests and so many tokens at once, and beyond that a time to come back.
 
-with admission.admit(num_tokens):    # raises BusyError
+with admission.admit() as take:    # raises BusyError
+    take(num_tokens)               # and so does this, once the request has been read
     ...
 """
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import fmean
 
@@ -32,23 +33,34 @@ class Admission:
         self.num_tokens = 0
         """Prompt and new tokens that these may come to."""
 
-    def check(self, num_tokens: int = 1, num_requests: int = 1) -> None:
-        """Raise `BusyError` if so many requests, which may come to so many tokens, find no room; by default the smallest that there is.
+    def check(self, num_requests: int = 1, num_tokens: int = 1) -> None:
+        """Raise `BusyError` if so many more requests and tokens find no room.
 
-        A request that is larger than `max_tokens` comes in alone.
+        Tokens that are more than `max_tokens` come in where there are no others.
         """
-        is_too_large = self.num_tokens + num_tokens > self._max_tokens and self.num_requests > 0
+        is_too_large = self.num_tokens + num_tokens > self._max_tokens and self.num_tokens > 0
         if self.num_requests + num_requests > self.max_requests or is_too_large:
             raise BusyError(max(1, round(fmean(self._times))) if self._times else 1)
 
     @contextmanager
-    def admit(self, num_tokens: int, num_requests: int = 1) -> Iterator[None]:
-        """Let requests in until the block ends. Raises `BusyError` as `check` does."""
-        self.check(num_tokens, num_requests)
-        self.num_requests, self.num_tokens = self.num_requests + num_requests, self.num_tokens + num_tokens
-        begin = time.monotonic()
+    def admit(self, num_requests: int = 1) -> Iterator[Callable[[int], None]]:
+        """Let requests in until the block ends. Raises `BusyError` as `check` does.
+
+        Yields:
+            What is to be called once it is known to how many tokens they may come, and raises `BusyError` too.
+        """
+        self.check(num_requests)
+        taken, begin = 0, time.monotonic()
+
+        def take(num_tokens: int) -> None:
+            nonlocal taken
+            self.check(0, num_tokens)
+            taken, self.num_tokens = num_tokens, self.num_tokens + num_tokens
+
+        self.num_requests += num_requests
         try:
-            yield
+            yield take
         finally:
-            self.num_requests, self.num_tokens = self.num_requests - num_requests, self.num_tokens - num_tokens
-            self._times.append(time.monotonic() - begin)
+            self.num_requests, self.num_tokens = self.num_requests - num_requests, self.num_tokens - taken
+            if taken:  # the time of those that were turned away says nothing
+                self._times.append(time.monotonic() - begin)

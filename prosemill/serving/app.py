@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Set
 from contextlib import ExitStack
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
@@ -21,7 +20,7 @@ from prosemill.registry.answers import name_answer
 from prosemill.serving import completions, health
 from prosemill.serving.admission import BusyError
 from prosemill.serving.desk import READING_SECONDS, Desk, GoneError, unless_gone
-from prosemill.serving.errors import BROKEN, EngineError, TooLongError, UnavailableError, error_body, fault_line, refusal, refusals
+from prosemill.serving.errors import BROKEN, EngineError, TooMuchError, UnavailableError, error_body, fault_line, refusal, refusals
 from prosemill.serving.events import EventStream, event
 from prosemill.serving.messages import Ended, GenerateAnswer, GenerateRequest, ScoreAnswer, ScoreRequest, StreamEnd, Text, Usage
 from prosemill.serving.page import PATH, Page
@@ -39,7 +38,7 @@ def make_app() -> FastAPI:
     app = FastAPI(title="Prosemill", openapi_url="/openapi.json", docs_url=None, redoc_url=None, responses=refusals(401, 403, 500, "4XX"))
     app.add_exception_handler(RequestValidationError, _say_what_is_wrong)
     app.add_exception_handler(HTTPException, _say_no)
-    app.add_exception_handler(TooLongError, _say_too_much)
+    app.add_exception_handler(TooMuchError, _say_too_much)
     app.add_exception_handler(BusyError, _say_when)
     app.add_exception_handler(EngineError, _say_broken)
     app.add_exception_handler(UnavailableError, _say_not_now)
@@ -87,7 +86,7 @@ async def generate(request: Request, wanted: GenerateRequest) -> GenerateAnswer:
     desk: Desk = request.app.state.desk
     with ExitStack() as stack:
         champion = stack.enter_context(desk.visit(wanted.prompt))
-        stream = await desk.enter(stack, champion.writer, wanted.prompt, wanted.settings, deadline=wanted.timeout)
+        stream = await desk.enter(stack, champion.writer, wanted.prompt, wanted, deadline=wanted.timeout)
         texts = await unless_gone(request, stream.texts())
     first, *others = [Text(generated_text=text, **Ended.of(finished)) for text, finished in texts]
     name, version, usage = name_answer(champion.version), champion.version, Usage.of(stream.ends)
@@ -100,7 +99,7 @@ async def generate_stream(request: Request, wanted: GenerateRequest) -> Response
     desk: Desk = request.app.state.desk
     with ExitStack() as stack:
         champion = stack.enter_context(desk.visit(wanted.prompt))
-        stream = await desk.enter(stack, champion.writer, wanted.prompt, wanted.settings, deadline=wanted.timeout)
+        stream = await desk.enter(stack, champion.writer, wanted.prompt, wanted, deadline=wanted.timeout)
         return EventStream(_events(stream, champion.version), stack.pop_all().close, seconds=desk.deadline + READING_SECONDS)
 
 
@@ -110,10 +109,9 @@ async def score(request: Request, wanted: ScoreRequest) -> ScoreAnswer:
     desk: Desk = request.app.state.desk
     with desk.visit(wanted.text) as champion:
         try:
-            framed = await run_in_threadpool(champion.writer.frame, wanted.text)
+            framed, nll = await unless_gone(request, desk.score(champion, wanted.text))
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
-        nll = await unless_gone(request, desk.score(champion, framed))
     return ScoreAnswer(
         id=name_answer(champion.version),
         model_version=champion.version,

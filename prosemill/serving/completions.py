@@ -39,7 +39,7 @@ async def complete(request: Request, wanted: CompletionRequest) -> Response:
         champion = stack.enter_context(desk.visit(wanted.prompt))
         head: dict[str, Any] = {"id": name_answer(champion.version), "object": "text_completion", "model": MODEL}
         head["created"] = int(time.time())
-        stream = await desk.enter(stack, champion.writer, wanted.prompt, wanted.settings, deadline=None)
+        stream = await desk.enter(stack, champion.writer, wanted.prompt, wanted, deadline=None)
         if wanted.stream:
             has_usage = bool((wanted.stream_options or {}).get("include_usage"))
             seconds = desk.deadline + READING_SECONDS

@@ -2,7 +2,7 @@
 
 with ExitStack() as stack:
     champion = stack.enter_context(desk.visit("The history of"))
-    stream = await desk.enter(stack, champion.writer, "The history of", lambda _: [Settings()], deadline=None)
+    stream = await desk.enter(stack, champion.writer, "The history of", wanted, deadline=None)
     ((text, finished),) = await unless_gone(request, stream.texts())
 """
 
@@ -12,17 +12,18 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
 from prosemill.errors import first_line
+from prosemill.generation.engine_thread import EngineThread
 from prosemill.generation.sampling import Settings
 from prosemill.generation.writer import Framed, Writer
 from prosemill.serving.admission import Admission, BusyError
 from prosemill.serving.champion import Champion
-from prosemill.serving.errors import EngineError, TooLongError, UnavailableError, refused_by_engine
+from prosemill.serving.errors import EngineError, TooMuchError, UnavailableError, refused_by_engine
 from prosemill.serving.log import log
 from prosemill.serving.meters import Meters, ScoreOutcome
 from prosemill.serving.settings import ServiceSettings
@@ -31,13 +32,23 @@ from prosemill.serving.stream import Stream
 T = TypeVar("T")
 
 MOST_TOKENS = 4096
-"""Of a prompt, where the model sets no bound: an encoder reads it in one go, and all others wait meanwhile."""
+"""Of a prompt or a text, where the model sets no bound: an encoder compares each of its tokens with each."""
 READING_SECONDS = 10.0
 """That a client has after the deadline to read what was written by then."""
 
 
 class GoneError(Exception):
     """The client has gone; nobody waits for an answer."""
+
+
+class Wanted(Protocol):
+    """What somebody asks for a prompt."""
+
+    n: int
+    """Answers."""
+
+    def settings(self, num_prompt_tokens: int) -> Sequence[Settings]:
+        """Of each answer. Raises `TooMuchError` if they leave nothing for one."""
 
 
 class Desk:
@@ -111,92 +122,118 @@ class Desk:
                 self._visits[champion] -= 1
                 self._changes.notify_all()
 
-    def swap(self, champion: Champion) -> None:
-        """Serve newcomers by another version, and close the one before when its last visitor has gone: the caller waits for that."""
+    def swap(self, champion: Champion) -> threading.Thread:
+        """Serve newcomers by another version, and have the one before closed when its last visitor has gone.
+
+        Nobody waits for that: the next swap may be the way back from a version that turned out bad.
+
+        Returns:
+            The thread that closes it.
+        """
         with self._changes:
             before, self._champion = self._champion, champion
             self.meters.note_version(champion.version)
-            while self._visits[before]:
-                self._changes.wait()
-            del self._visits[before]
-        before.close()
+        closing = threading.Thread(target=self._close_once_left, args=[before], name=f"closing version {before.version}", daemon=True)
+        closing.start()
+        return closing
 
-    async def enter(
-        self, stack: ExitStack, writer: Writer, prompt: str, settings: Callable[[int], Sequence[Settings]], *, deadline: float | None
-    ) -> Stream:
+    def _close_once_left(self, champion: Champion) -> None:
+        with self._changes:
+            while self._visits[champion]:
+                self._changes.wait()
+            del self._visits[champion]
+        champion.close()
+
+    async def enter(self, stack: ExitStack, writer: Writer, prompt: str, wanted: Wanted, *, deadline: float | None) -> Stream:
         """Have a prompt continued; what is not done when the stack is closed is dropped.
 
         Args:
             stack: Of who reads the answers.
             writer: Of a champion that is visited.
             prompt: The text.
-            settings: Of each answer, by the prompt's number of tokens.
+            wanted: What is asked for it.
             deadline: Seconds, if they shall be fewer than the service's own.
 
         Raises:
             BusyError: there is no room.
-            TooLongError: the prompt is too long, or its answer would be.
+            TooMuchError: the prompt is too long, or its answer would be, or they would be too many.
             EngineError: the engine has ended.
         """
+        if wanted.n > self.admission.max_requests:
+            raise TooMuchError(f"n is {wanted.n}, and there may be {self.admission.max_requests} answers at once: ask for fewer")
+        take = stack.enter_context(self._admit(wanted.n))
         tokens = await run_in_threadpool(writer.read, prompt)
-        if writer.context is None and len(tokens) > MOST_TOKENS:
-            raise TooLongError(f"the prompt has {len(tokens)} tokens, and {MOST_TOKENS} are read at most")
-        wanted, seconds = settings(len(tokens)), min(deadline or self.deadline, self.deadline)
-        stack.enter_context(self._admit(sum(len(tokens) + each.max_new_tokens for each in wanted), len(wanted)))
-        stream = Stream(writer.engine, tokens, wanted, deadline=seconds, note=self.meters.note_end)
+        _check_length(len(tokens), writer.context)
+        settings, seconds = wanted.settings(len(tokens)), min(deadline or self.deadline, self.deadline)
+        take(sum(len(tokens) + each.max_new_tokens for each in settings))
+        stream = Stream(writer.engine, tokens, settings, deadline=seconds, note=self.meters.note_end)
         stack.callback(stream.cancel)
         stack.enter_context(self._hurried_by(stream.hurry))
         return stream
 
-    async def score(self, champion: Champion, framed: Framed) -> float:
-        """The sum of -ln p of a text, in nats.
+    async def score(self, champion: Champion, text: str) -> tuple[Framed, float]:
+        """A text as it is scored, and the sum of -ln p of it, in nats.
 
         Raises:
+            ValueError: the tokenizer makes no tokens of the text.
             BusyError: there is no room.
-            TooLongError: the text is too long.
+            TooMuchError: the text is too long.
             EngineError: the engine could not score it.
             UnavailableError: it did not before the deadline.
         """
-        num_tokens = len(framed.given or ()) + len(framed.tokens)
-        if champion.writer.context is None and num_tokens > MOST_TOKENS:
-            raise TooLongError(f"the text is {num_tokens} tokens, and {MOST_TOKENS} are read at most")
+        with self._admit(1) as take:
+            framed = await run_in_threadpool(champion.writer.frame, text)
+            num_tokens = len(framed.given or ()) + len(framed.tokens)
+            if champion.writer.context is None and num_tokens > MOST_TOKENS:
+                raise TooMuchError(f"the text is {num_tokens} tokens, and {MOST_TOKENS} are read at most: send a shorter one")
+            take(num_tokens)
+            found = await self._score(champion.writer.engine, framed, num_tokens)
+        if isinstance(found, Exception):
+            raise EngineError(f"the model could not score it: {first_line(found)}")
+        return framed, found
+
+    async def _score(self, engine: EngineThread, framed: Framed, num_tokens: int) -> float | Exception:
+        """The sum of -ln p, or why there is none. Raises `UnavailableError` if there is none in time."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[float | Exception] = loop.create_future()
 
         def deliver(found: float | Exception) -> None:
             loop.call_soon_threadsafe(lambda: None if answer.done() else answer.set_result(found))
 
-        with self._admit(num_tokens, 1):
-            with refused_by_engine():
-                scoring = champion.writer.engine.score(framed.given, framed.tokens, framed.labels, deliver)
-            begin, latest = loop.time(), asyncio.timeout(self.deadline)
-            outcome: ScoreOutcome = "cancelled"
+        with refused_by_engine():
+            scoring = engine.score(framed.given, framed.tokens, framed.labels, deliver)
+        begin, latest = loop.time(), asyncio.timeout(self.deadline)
+        outcome: ScoreOutcome = "cancelled"
 
-            def hurry(seconds: float) -> None:
-                if not latest.expired():
-                    latest.reschedule(min(loop.time() + seconds, latest.when() or math.inf))
+        def hurry(seconds: float) -> None:
+            if not latest.expired():
+                latest.reschedule(min(loop.time() + seconds, latest.when() or math.inf))
 
-            try:
-                async with latest:
-                    with self._hurried_by(hurry):
-                        found = await answer
-                outcome = "failed" if isinstance(found, Exception) else "scored"
-            except TimeoutError:
-                outcome = "deadline"
-                raise UnavailableError("the text was not scored in time: send a shorter one, or come back later") from None
-            finally:
-                scoring.cancel()
-                self.meters.note_score(num_tokens, loop.time() - begin, outcome)
-        if isinstance(found, Exception):
-            raise EngineError(f"the model could not score it: {first_line(found)}")
-        return found
+        try:
+            async with latest:
+                with self._hurried_by(hurry):
+                    found = await answer
+            outcome = "failed" if isinstance(found, Exception) else "scored"
+            return found
+        except TimeoutError:
+            outcome = "deadline"
+            raise UnavailableError("the text was not scored in time: send a shorter one, or come back later") from None
+        finally:
+            scoring.cancel()
+            self.meters.note_score(num_tokens, loop.time() - begin, outcome)
 
     @contextmanager
-    def _admit(self, num_tokens: int, num_requests: int) -> Iterator[None]:
+    def _admit(self, num_requests: int) -> Iterator[Callable[[int], None]]:
+        """As `Admission.admit`; who is turned away is counted."""
         with ExitStack() as stack:
             with self._counted_rejections():
-                stack.enter_context(self.admission.admit(num_tokens, num_requests))
-            yield
+                take = stack.enter_context(self.admission.admit(num_requests))
+
+            def take_counted(num_tokens: int) -> None:
+                with self._counted_rejections():
+                    take(num_tokens)
+
+            yield take_counted
 
     @contextmanager
     def _counted_rejections(self) -> Iterator[None]:
@@ -221,6 +258,14 @@ class Desk:
         with self._changes:
             champions = {self._champion, *self._visits}
         return sum(champion.num_running for champion in champions)
+
+
+def _check_length(num_tokens: int, context: int | None) -> None:
+    """Raise `TooMuchError` if a prompt is too long for any answer, whatever its length."""
+    if context is None and num_tokens > MOST_TOKENS:
+        raise TooMuchError(f"the prompt has {num_tokens} tokens, and {MOST_TOKENS} are read at most: shorten it")
+    if context is not None and num_tokens >= context:
+        raise TooMuchError(f"the prompt has {num_tokens} tokens, and prompt and answer together may have {context}: shorten it")
 
 
 async def unless_gone(request: Request, answer: Awaitable[T]) -> T:

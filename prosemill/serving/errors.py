@@ -41,8 +41,8 @@ class ErrorAnswer(BaseModel):
     error: Fault
 
 
-class TooLongError(Exception):
-    """Prompt and answer do not go together into what the model sees; the message names both numbers."""
+class TooMuchError(Exception):
+    """More is asked for than there can ever be; the message names both numbers."""
 
 
 class EngineError(Exception):
@@ -55,11 +55,11 @@ class UnavailableError(Exception):
 
 @contextmanager
 def refused_by_engine() -> Iterator[None]:
-    """Turn what `Engine.submit` and `Engine.score` raise into `TooLongError` and `EngineError`."""
+    """Turn what `Engine.submit` and `Engine.score` raise into `TooMuchError` and `EngineError`."""
     try:
         yield
     except ValueError as error:
-        raise TooLongError(str(error)) from None
+        raise TooMuchError(str(error)) from None
     except RuntimeError as error:
         raise EngineError(f"the model cannot answer: {error}") from None
 

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from prosemill.generation.engine_thread import End
 from prosemill.generation.sampling import Settings
-from prosemill.serving.errors import TooLongError
+from prosemill.serving.errors import TooMuchError
 from prosemill.serving.stream import Finish, Finished
 
 MODEL = "prosemill"
@@ -73,11 +73,11 @@ class GenerateRequest(Taken):
         return self
 
     def settings(self, num_prompt_tokens: int) -> list[Settings]:
-        """For the engine, of each of the answers. Raises `TooLongError` if the prompt leaves nothing of `max_length`."""
+        """For the engine, of each of the answers. Raises `TooMuchError` if the prompt leaves nothing of `max_length`."""
         length = self.max_length or DEFAULT_LENGTH
         num_new = self.max_new_tokens or length - num_prompt_tokens
         if num_new < 1:
-            raise TooLongError(f"the prompt has {num_prompt_tokens} tokens, and max_length is {length}: raise it, or give max_new_tokens")
+            raise TooMuchError(f"the prompt has {num_prompt_tokens} tokens, and max_length is {length}: raise it, or give max_new_tokens")
         return _settings(self, max_new_tokens=num_new, stop=self.stop, seed=self.seed)
 
 

@@ -49,7 +49,7 @@ class Stream:
             note: Called with how each ended, by the engine's thread.
 
         Raises:
-            TooLongError: the model does not see so much.
+            TooMuchError: the model does not see so much.
             EngineError: the engine has ended.
         """
         self._loop = asyncio.get_running_loop()

@@ -2,8 +2,10 @@
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +233,11 @@ def test_openais_client_understands_a_refusal(client: openai.OpenAI) -> None:
         ({"prompt": "a", "stop": ["a" * 65]}, "stop.0", "at most 64 characters"),
         ({"prompt": "a", "a\nb": 3}, "a\nb", "not permitted"),
         ({"prompt": None}, "prompt", "valid string"),
-        ({"prompt": "a", "max_new_tokens": 300}, None, "prompt and max_new_tokens are 302 tokens, and the model sees 256 at most"),
+        (
+            {"prompt": "a", "max_new_tokens": 300},
+            None,
+            "a prompt of 2 tokens and 300 new ones are 302 tokens, and the model sees 256 at most",
+        ),
         ({"prompt": "word " * 60}, None, "tokens, and max_length is 100: raise it, or give max_new_tokens"),
         ([], None, "body: "),
     ],
@@ -245,6 +251,17 @@ def test_a_mistake_is_one_line_that_names_the_field(served: Served, path: str, b
     assert (error["param"], error["type"]) == (param, "invalid_request_error")
     assert words in error["message"]
     assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate/stream", "/v1/completions"])
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused_with_both_numbers(served: Served, path: str) -> None:
+    prompt = "word " * 300
+    num_tokens = len(served.desk.champion.writer.read(prompt))
+    body = {"prompt": prompt} | ({"model": "prosemill"} if path == "/v1/completions" else {})
+    answer = ask(served, body, path)
+    assert answer.status_code == 400
+    expected = f"the prompt has {num_tokens} tokens, and prompt and answer together may have 256: shorten it"
+    assert answer.json()["error"]["message"] == expected
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"prompt": "\xff"}', b'{"prompt": "a\x00"}'], ids=repr)
@@ -365,6 +382,37 @@ def test_who_finds_the_house_full_costs_it_no_reading(serve: Callable[..., Serve
         assert served.meter("rejections_total") == 3
         steps.release(1000)
         events(waiting)
+
+
+def test_what_is_being_read_has_a_place_already(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    served, goes_on, being_read = serve(max_requests=2), threading.Event(), list[str]()
+
+    def held(read: Callable[[str], Any]) -> Callable[[str], Any]:
+        def after_a_while(text: str) -> Any:
+            being_read.append(text)
+            assert goes_on.wait(60)
+            return read(text)
+
+        return after_a_while
+
+    writer = served.desk.champion.writer
+    monkeypatch.setattr(writer, "read", held(writer.read))
+    monkeypatch.setattr(writer, "frame", held(writer.frame))
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(ask, served, GREEDY), pool.submit(ask, served, {"text": PROMPT}, "/score")]
+        wait_until(lambda: len(being_read) == 2, "both are read")
+        assert ask(served, GREEDY).status_code == 429
+        goes_on.set()
+        assert [answer.result().status_code for answer in answers] == [200, 200]
+    assert len(being_read) == 2
+    assert is_empty(served)
+
+
+def test_more_answers_than_there_can_be_at_once_are_a_mistake(serve: Callable[..., Served]) -> None:
+    served = serve(max_requests=2)
+    answer = ask(served, GREEDY | {"n": 3})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "n is 3, and there may be 2 answers at once: ask for fewer"
 
 
 def test_a_full_house_that_closes_says_that_it_closes(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ NUM_CASES = int(os.environ.get("PROSEMILL_TEST_CASES", "1000"))
 TAKING = ("/generate", "/generate/stream", "/score", "/v1/completions")
 GIVING = ("/v1/models", "/livez", "/readyz", "/metrics")
 PAGE = ("/ui", "/ui/config", "/ui/static/x", *(f"/ui/gradio_api/{name}" for name in ("queue/join", "queue/data", "cancel", "reset")))
-UNSAID = re.compile(r"prompt has \d+ tokens|prompt and max_new_tokens are \d+ tokens|text is \d+ tokens|not both|makes no tokens")
+UNSAID = re.compile(r"prompt has \d+ tokens|prompt of \d+ tokens and \d+ new ones|text is \d+ tokens|not both|makes no tokens")
 """What no schema can say of a body: how many tokens a text is."""
 BROKEN_OFF = re.compile(r'^(event: error$|data: \{"error":)', re.MULTILINE)
 """In a stream that began as an answer."""

@@ -115,7 +115,7 @@ def test_the_page_may_load_from_nowhere_else_and_stand_in_no_other(paged: Served
     ("given", "words"),
     [
         ({"prompt": ""}, "Type the beginning of a text first"),
-        ({"prompt": "word " * 300}, "the model sees 256 at most"),
+        ({"prompt": "word " * 300}, "prompt and answer together may have 256: shorten it"),
         ({"prompt": "a", "new": 250, "seed": "seven"}, "seed: Input should be a valid integer"),
         ({"prompt": "a\0b"}, "holds a null character"),
     ],

@@ -47,7 +47,7 @@ async def write(desk: Desk, wanted: GenerateRequest, *, with_base: bool) -> Asyn
 
     Raises:
         BusyError: there is no room.
-        TooLongError: the prompt is too long, or its answer would be.
+        TooMuchError: the prompt is too long, or its answer would be.
         EngineError: an engine could not write.
         UnavailableError: nobody is served now.
     """
@@ -55,7 +55,7 @@ async def write(desk: Desk, wanted: GenerateRequest, *, with_base: bool) -> Asyn
         champion = stack.enter_context(desk.visit(wanted.prompt))
         answers = []
         for writer in champion.writers if with_base else champion.writers[:1]:
-            stream = await desk.enter(stack, writer, wanted.prompt, wanted.settings, deadline=None)
+            stream = await desk.enter(stack, writer, wanted.prompt, wanted, deadline=None)
             answers.append(Growing(champion, stream))
         yield answers
         reading = {asyncio.create_task(answer.read()) for answer in answers}

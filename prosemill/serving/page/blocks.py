@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from prosemill.registry.answers import name_answer
 from prosemill.serving.admission import BusyError
 from prosemill.serving.desk import Desk
-from prosemill.serving.errors import BROKEN, EngineError, TooLongError, UnavailableError, fault_line
+from prosemill.serving.errors import BROKEN, EngineError, TooMuchError, UnavailableError, fault_line
 from prosemill.serving.log import log_failure
 from prosemill.serving.messages import DEFAULT, DEFAULT_LENGTH, GenerateRequest
 from prosemill.serving.page.answering import write
@@ -174,7 +174,7 @@ class _Page:
         except ValidationError as error:
             fault = error.errors()[0]
             yield _fault(fault_line(str(fault["loc"][0]), fault["msg"]))
-        except (BusyError, TooLongError, EngineError, UnavailableError) as error:
+        except (BusyError, TooMuchError, EngineError, UnavailableError) as error:
             yield _fault(str(error))
         except Exception as error:  # noqa: BLE001 - Gradio would print it, with what it quotes
             log_failure(error)

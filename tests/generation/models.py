@@ -49,10 +49,19 @@ class Tiny:
         ids: list[int] = self.family.prompt([tokens], 0)["input_ids"][0].tolist()
         return ids
 
+    def written(self, tokens: list[int]) -> list[int]:
+        """What the answer to a prompt goes on with: the prompt, or the token that a decoder behind an encoder starts with."""
+        start = getattr(self.model.config, "decoder_start_token_id", None)
+        return tokens if start is None else [start]
+
     def greedy(self, tokens: list[int], num_new_tokens: int) -> list[int]:
         """What `generate` adds to a prompt alone."""
-        start = getattr(self.model.config, "decoder_start_token_id", None)
-        config = GenerationConfig(max_new_tokens=num_new_tokens, do_sample=False, pad_token_id=0, decoder_start_token_id=start)
+        config = GenerationConfig(
+            max_new_tokens=num_new_tokens,
+            do_sample=False,
+            pad_token_id=0,
+            decoder_start_token_id=getattr(self.model.config, "decoder_start_token_id", None),
+        )
         batch = self.family.prompt([tokens], 0)
         generate = self.model.generate
         with torch.inference_mode():

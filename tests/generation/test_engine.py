@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from prosemill.generation.engine import NUM_SPARE, Engine
 from prosemill.generation.engine_thread import NO_NUMBERS, End, Event, Request
 from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
-from prosemill.pretrained import load_tokenizer
+from prosemill.pretrained import added_text, load_tokenizer
 from tests.generation.models import CONTEXT, INVARIANT, Tiny, compiles, draw, prompts
 from tests.generation.promises import check_that_the_cancelled_leave_their_rows, outcome
 
@@ -32,9 +33,11 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
 
 
 @contextmanager
-def running(tiny: Tiny, tokenizer: Path, *, precision: Precision = "int8", stops: tuple[int, ...] = ()) -> Iterator[Engine]:
+def running(
+    tiny: Tiny, tokenizer: Path, *, precision: Precision = "int8", stops: tuple[int, ...] = (), num_rows: int = CAPACITY
+) -> Iterator[Engine]:
     """An engine of a model, with the tokenizer of a folder."""
-    decoder = Decoder(tiny.family.layout(tiny.model), precision=precision, num_rows=CAPACITY + NUM_SPARE)
+    decoder = Decoder(tiny.family.layout(tiny.model), precision=precision, num_rows=num_rows + NUM_SPARE)
     with Engine(decoder, load_tokenizer(tokenizer), stops=stops, context=CONTEXT) as engine:
         yield engine
 
@@ -75,17 +78,43 @@ def test_a_request_gets_the_same_alone_and_among_others(
     assert len({text for text, _, _ in alone}) > len(alone) / 2
 
 
-def test_greedy_text_is_that_of_generate_in_any_company(tiny: Tiny, tiny_model: Path) -> None:
-    given = prompts([length for length in LENGTHS for _ in range(2)])
+@pytest.fixture(scope="module")
+def greedy(tiny: Tiny) -> list[tuple[list[int], list[int]]]:
+    """Prompts, and what `generate` adds to each alone."""
+    return [(tokens, tiny.greedy(tokens, number)) for number in (30, 40) for tokens in prompts(LENGTHS, seed=number)]
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 8, 32])
+def test_greedy_tokens_are_those_of_generate_in_any_company(
+    tiny: Tiny, tiny_model: Path, greedy: list[tuple[list[int], list[int]]], held: tuple[threading.Event, list[int]], num_rows: int
+) -> None:
+    numbers, (goes_on, _) = random.Random(num_rows), held  # noqa: S311 - no secrets
+    given = numbers.choices(greedy, k=num_rows + 16)
+    events = queue.SimpleQueue[tuple[int, Event]]()
+    requests, texts, num_running = list[Request](), [""] * len(given), list[int]()
+
+    def note(number: int, event: Event) -> None:
+        num_running.append(engine.num_running)
+        events.put((number, event))
+
+    with running(tiny, tiny_model, precision="fp32", num_rows=num_rows) as engine:
+        for number, (prompt, expected) in enumerate(given):
+            if number >= num_rows:  # one for each row has come; the others come while these are written, or later
+                goes_on.set()
+                time.sleep(numbers.random() * 0.01)
+            settings = Settings(temperature=0, max_new_tokens=len(expected))
+            requests.append(engine.submit(tiny.prompt(prompt), settings, partial(note, number)))
+        num_left = len(given)
+        while num_left:
+            number, event = events.get(timeout=60)
+            if isinstance(event, End):
+                num_left -= 1
+            else:
+                texts[number] += event
+    assert [request.new_tokens for request in requests] == [expected for _, expected in given]
     tokenizer = load_tokenizer(tiny_model)
-    with running(tiny, tiny_model, precision="fp32") as engine:
-        answers = [engine.answer(tiny.prompt(tokens), Settings(temperature=0, max_new_tokens=20)) for tokens in given]
-        found = ["".join(answer) for answer in answers]
-    for tokens, text in zip(given, found, strict=True):
-        own = [] if tiny.family.task == "SEQ_2_SEQ_LM" else tokens
-        whole = tokenizer.decode([*own, *tiny.greedy(tokens, 20)], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert str(whole).endswith(text)
-        assert text
+    assert texts == [added_text(tokenizer, tiny.written(prompt), expected) for prompt, expected in given]
+    assert max(num_running) == num_rows
 
 
 def test_a_request_that_is_cancelled_leaves_its_row_to_others(tiny: Tiny, tiny_model: Path) -> None:

@@ -54,11 +54,12 @@ class Tiny:
         start = getattr(self.model.config, "decoder_start_token_id", None)
         return tokens if start is None else [start]
 
-    def greedy(self, tokens: list[int], num_new_tokens: int) -> list[int]:
+    def greedy(self, tokens: list[int], num_new_tokens: int, *, repetition_penalty: float = 1.0) -> list[int]:
         """What `generate` adds to a prompt alone."""
         config = GenerationConfig(
             max_new_tokens=num_new_tokens,
             do_sample=False,
+            repetition_penalty=repetition_penalty,
             pad_token_id=0,
             decoder_start_token_id=getattr(self.model.config, "decoder_start_token_id", None),
         )

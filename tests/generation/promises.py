@@ -4,6 +4,7 @@ import queue
 
 from prosemill.generation.engine_thread import Answer, End, EngineThread, Event, Request
 from prosemill.generation.sampling import Settings
+from tests.generation.models import Tiny
 
 
 def outcome(answer: Answer) -> tuple[str, str, int]:
@@ -11,6 +12,30 @@ def outcome(answer: Answer) -> tuple[str, str, int]:
     text = "".join(answer)
     assert answer.end is not None
     return text, answer.end.reason, answer.end.num_new_tokens
+
+
+def tokens_of(engine: EngineThread, *asked: tuple[list[int], Settings]) -> list[list[int]]:
+    """The new tokens of requests that come together."""
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    requests = [engine.submit(tokens, settings, events.put) for tokens, settings in asked]
+    num_left = len(requests)
+    while num_left:
+        num_left -= isinstance(events.get(timeout=120), End)
+    return [request.new_tokens for request in requests]
+
+
+def check_that_only_the_likeliest_is_drawn_where_no_other_may_be(engine: EngineThread, tiny: Tiny, tokens: list[int]) -> None:
+    """Draw from the likeliest token alone, as `top_k` and `top_p` can ask for it."""
+    for settings in (Settings(temperature=1, top_k=1, max_new_tokens=9), Settings(temperature=1, top_p=1e-6, max_new_tokens=9)):
+        assert tokens_of(engine, (tiny.prompt(tokens), settings)) == [tiny.greedy(tokens, 9)]
+
+
+def check_that_a_penalty_forbids_what_the_text_holds(engine: EngineThread, tiny: Tiny, tokens: list[int]) -> None:
+    """Have an answer hold no token twice, nor any that it goes on with."""
+    before = {*tiny.written(tokens)}
+    settings = Settings(temperature=0, repetition_penalty=1e6, max_new_tokens=40)
+    [found] = tokens_of(engine, (tiny.prompt(tokens), settings))
+    assert len({*before, *found}) == len(before) + len(found)
 
 
 def check_that_the_cancelled_leave_their_rows(engine: EngineThread, prompt: list[int], num_rows: int) -> None:

@@ -20,7 +20,13 @@ from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.pretrained import added_text, load_tokenizer
 from tests.generation.models import CONTEXT, INVARIANT, Tiny, compiles, draw, prompts
-from tests.generation.promises import check_that_the_cancelled_leave_their_rows, outcome
+from tests.generation.promises import (
+    check_that_a_penalty_forbids_what_the_text_holds,
+    check_that_only_the_likeliest_is_drawn_where_no_other_may_be,
+    check_that_the_cancelled_leave_their_rows,
+    outcome,
+    tokens_of,
+)
 
 CAPACITY = 6
 LENGTHS = [3, 10, 60, 64, 65, 100, 150]
@@ -115,6 +121,30 @@ def test_greedy_tokens_are_those_of_generate_in_any_company(
     tokenizer = load_tokenizer(tiny_model)
     assert texts == [added_text(tokenizer, tiny.written(prompt), expected) for prompt, expected in given]
     assert max(num_running) == num_rows
+
+
+def test_only_the_likeliest_is_drawn_where_no_other_may_be(tiny: Tiny, tiny_model: Path) -> None:
+    with running(tiny, tiny_model, precision="fp32") as engine:
+        check_that_only_the_likeliest_is_drawn_where_no_other_may_be(engine, tiny, prompts([10])[0])
+
+
+def test_a_penalty_forbids_what_the_text_holds(tiny: Tiny, tiny_model: Path) -> None:
+    [prompt] = prompts([100])
+    plain, before = tiny.greedy(prompt, 40), tiny.written(prompt)
+    assert len({*plain}) < len(plain), "the model repeats nothing, which proves little"
+    assert {*plain} & {*before} or len(before) == 1, "nothing of the prompt comes again"
+    with running(tiny, tiny_model, precision="fp32") as engine:
+        check_that_a_penalty_forbids_what_the_text_holds(engine, tiny, prompt)
+
+
+def test_a_penalty_is_that_of_generate_and_its_requests_alone(tiny: Tiny, tiny_model: Path) -> None:
+    given = list(zip(prompts([10, 100, 65, 100]), (1.0, 1.3, 5.0, 0.9), strict=True))
+    with running(tiny, tiny_model, precision="fp32") as engine:
+        found = tokens_of(
+            engine,
+            *[(tiny.prompt(prompt), Settings(temperature=0, repetition_penalty=penalty, max_new_tokens=40)) for prompt, penalty in given],
+        )
+    assert found == [tiny.greedy(prompt, 40, repetition_penalty=penalty) for prompt, penalty in given]
 
 
 def test_a_request_that_is_cancelled_leaves_its_row_to_others(tiny: Tiny, tiny_model: Path) -> None:

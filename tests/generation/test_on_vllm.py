@@ -16,7 +16,13 @@ from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.generation.writer import Writer
 from tests.generation.models import CONTEXT, VLLM_FAMILIES, VLLM_WIDTH, Tiny, draw, folder_of, needs_vllm, prompts
-from tests.generation.promises import check_that_the_cancelled_leave_their_rows, outcome
+from tests.generation.promises import (
+    check_that_a_penalty_forbids_what_the_text_holds,
+    check_that_only_the_likeliest_is_drawn_where_no_other_may_be,
+    check_that_the_cancelled_leave_their_rows,
+    outcome,
+    tokens_of,
+)
 
 NUM_ROWS = 4
 
@@ -38,15 +44,6 @@ def writer(folder: Path) -> Iterator[Writer]:
     """Served by vLLM, the tests of a family together: opening it takes longest."""
     with Writer.open(folder, precision="fp32", num_rows=NUM_ROWS, engine="vllm") as writer:
         yield writer
-
-
-def tokens_of(writer: Writer, tokens: list[int], settings: Settings) -> list[int]:
-    """A request's new tokens."""
-    ends: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    request = writer.engine.submit(tokens, settings, ends.put)
-    while not isinstance(ends.get(timeout=120), End):
-        pass
-    return request.new_tokens
 
 
 @needs_vllm
@@ -73,7 +70,7 @@ def test_greedy_tokens_are_those_of_generate_in_any_company(writer: Writer, tiny
 def test_a_text_as_long_as_the_model_sees_is_written_and_no_longer_one(writer: Writer, tiny: Tiny) -> None:
     [prompt] = prompts([CONTEXT - 6])  # and the token before it
     settings = Settings(temperature=0, max_new_tokens=5)
-    assert tokens_of(writer, tiny.prompt(prompt), settings) == tiny.greedy(prompt, 5)
+    assert tokens_of(writer.engine, (tiny.prompt(prompt), settings)) == [tiny.greedy(prompt, 5)]
     with pytest.raises(ValueError, match=rf"are {CONTEXT + 1} tokens, and the model sees {CONTEXT} at most"):
         writer.engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=6))
 
@@ -87,18 +84,12 @@ def test_a_seed_repeats_and_another_does_not(writer: Writer, tiny: Tiny) -> None
 
 @needs_vllm
 def test_only_the_likeliest_is_drawn_where_no_other_may_be(writer: Writer, tiny: Tiny) -> None:
-    [prompt] = prompts([10])
-    greedy = tiny.greedy(prompt, 9)
-    for settings in (Settings(temperature=1, top_k=1, max_new_tokens=9), Settings(temperature=1, top_p=1e-6, max_new_tokens=9)):
-        assert tokens_of(writer, tiny.prompt(prompt), settings) == greedy
+    check_that_only_the_likeliest_is_drawn_where_no_other_may_be(writer.engine, tiny, prompts([10])[0])
 
 
 @needs_vllm
 def test_a_penalty_forbids_what_the_text_holds(writer: Writer, tiny: Tiny) -> None:
-    [prompt] = prompts([10])
-    settings = Settings(temperature=0, repetition_penalty=1e6, max_new_tokens=40)
-    found = tokens_of(writer, tiny.prompt(prompt), settings)
-    assert len({*tiny.prompt(prompt), *found}) == len({*tiny.prompt(prompt)}) + len(found)
+    check_that_a_penalty_forbids_what_the_text_holds(writer.engine, tiny, prompts([100])[0])
 
 
 @needs_vllm
@@ -137,7 +128,7 @@ def test_a_request_that_fails_fails_alone(writer: Writer, tiny: Tiny) -> None:
 
     writer.engine.submit(tiny.prompt(prompt), settings, fail)
     unknown = writer.engine.answer([tiny.model.config.vocab_size], settings)
-    assert tokens_of(writer, tiny.prompt(prompt), settings) == tiny.greedy(prompt, 20)
+    assert tokens_of(writer.engine, (tiny.prompt(prompt), settings)) == [tiny.greedy(prompt, 20)]
     end = ends.get(timeout=120)
     assert (end.reason, end.error) == ("failed", "gone")
     assert outcome(unknown)[1:] == ("failed", 0)

@@ -3,12 +3,13 @@
 import importlib.util
 import random
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from prosemill.families import Family, families
 from prosemill.generation import native
@@ -82,6 +83,34 @@ def draw(family: str, *, hidden_size: int = 32, seed: int = 0) -> Tiny:
             if parameter.ndim > 1 and not any(part in name for part in EMBEDDINGS):
                 parameter.mul_(20)
     return Tiny(families()[family], model)
+
+
+def draw_as_smollm2() -> Tiny:
+    """Two layers as wide as those of SmolLM2-135M, whose matrices are cut into other blocks than those of a narrow model."""
+    config = LlamaConfig(
+        vocab_size=4 * VOCABULARY,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=2,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Tiny(families()["llama"], LlamaForCausalLM(config).eval())
+
+
+def numbers_of_threads(*numbers: int) -> Iterator[int]:
+    """Torch with so many threads, one number after the other."""
+    before = torch.get_num_threads()
+    try:
+        for num_threads in numbers:
+            torch.set_num_threads(num_threads)
+            yield num_threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def folder_of(tiny: Tiny, tokenizer: Path, folder: Path) -> Path:

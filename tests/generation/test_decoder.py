@@ -12,11 +12,13 @@ from prosemill.generation.decoder import CHUNK, Decoder
 from prosemill.generation.kernels import GROUP, prepare
 from prosemill.generation.layout import Matrix
 from prosemill.generation.precision import Precision
-from tests.generation.models import INVARIANT, Tiny, draw, multiplies_bf16, prompts
+from tests.generation.models import INVARIANT, Tiny, draw, draw_as_smollm2, multiplies_bf16, numbers_of_threads, prompts
 from tests.models import VOCABULARY
 
 LENGTHS = [3, 20, 61, 64, 130]
 NUM_STEPS = 12  # the row of 61 and that of 64 change their bucket
+COMPANY = sorted([*LENGTHS, *range(1, 28)])
+"""Lengths of 32 prompts."""
 OTHERS = [precision for precision in get_args(Precision) if precision != "fp32"]
 
 
@@ -37,9 +39,12 @@ def read_prompt(decoder: Decoder, row: int, tokens: list[int]) -> tuple[torch.Te
     return logits[0], len(tokens)
 
 
-def write(tiny: Tiny, precision: Precision, given: list[list[int]]) -> tuple[list[list[int]], list[torch.Tensor]]:
+def decoder_of(tiny: Tiny, precision: Precision, num_rows: int) -> Decoder:
+    return Decoder(tiny.family.layout(tiny.model), precision=precision, num_rows=num_rows)
+
+
+def write(tiny: Tiny, decoder: Decoder, given: list[list[int]]) -> tuple[list[list[int]], list[torch.Tensor]]:
     """The likeliest tokens after each of the prompts, written together, and the logits that chose them: [NUM_STEPS + 1, vocabulary]."""
-    decoder = Decoder(tiny.family.layout(tiny.model), precision=precision, num_rows=len(given))
     first = [read_prompt(decoder, row, tiny.prompt(prompt)) for row, prompt in enumerate(given)]
     logits = [[row] for row, _ in first]
     positions = [position for _, position in first]
@@ -54,19 +59,25 @@ def write(tiny: Tiny, precision: Precision, given: list[list[int]]) -> tuple[lis
 
 def test_greedy_text_is_that_of_generate(tiny: Tiny) -> None:
     given = prompts(LENGTHS)
-    found, _ = write(tiny, "fp32", given)
+    found, _ = write(tiny, decoder_of(tiny, "fp32", len(given)), given)
     assert found == [tiny.greedy(prompt, NUM_STEPS + 1) for prompt in given]
     assert len({token for row in found for token in row}) > NUM_STEPS, "the model repeats itself, which proves little"
+
+
+def check_that_company_changes_no_bit(tiny: Tiny, precision: Precision, *, every: int = 1) -> None:
+    """Compare the logits of rows that are read and written alone with theirs among `COMPANY`, of `every` so many rows one."""
+    given = prompts(COMPANY)
+    _, together = write(tiny, decoder_of(tiny, precision, len(given)), given)
+    decoder = decoder_of(tiny, precision, 1)
+    for prompt, found in list(zip(given, together, strict=True))[::every]:
+        _, [alone] = write(tiny, decoder, [prompt])
+        assert torch.equal(alone, found)
 
 
 @pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("precision", INVARIANT)
 def test_logits_are_the_same_bits_alone_and_among_others(tiny: Tiny, precision: Precision) -> None:
-    given = prompts(LENGTHS)
-    _, together = write(tiny, precision, given)
-    for prompt, found in zip(given, together, strict=True):
-        _, [alone] = write(tiny, precision, [prompt])
-        assert torch.equal(alone, found)
+    check_that_company_changes_no_bit(tiny, precision)
 
 
 @pytest.mark.usefixtures("arithmetic")
@@ -74,25 +85,30 @@ def test_logits_are_the_same_bits_alone_and_among_others(tiny: Tiny, precision: 
 @pytest.mark.parametrize("family", sorted(families()))
 def test_attention_in_bf16_keeps_a_row_to_itself(family: str) -> None:
     tiny = draw(family, hidden_size=96)  # with the smaller models' products of scores it is in fp32
-    given = prompts(LENGTHS)
-    _, together = write(tiny, "int8", given)
-    for prompt, found in zip(given, together, strict=True):
-        _, [alone] = write(tiny, "int8", [prompt])
-        assert torch.equal(alone, found)
+    check_that_company_changes_no_bit(tiny, "int8")
+
+
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize("precision", INVARIANT)
+def test_logits_of_real_layers_are_the_same_bits_alone_and_among_others(precision: Precision) -> None:
+    tiny = draw_as_smollm2()
+    for _ in numbers_of_threads(1, 5):
+        check_that_company_changes_no_bit(tiny, precision, every=5)
 
 
 @pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("precision", OTHERS)
 def test_other_precisions_come_near_to_fp32(tiny: Tiny, precision: Precision) -> None:
     given = prompts([40])
-    exact, found = (write(tiny, each, given)[1][0][0] for each in ("fp32", precision))
+    wanted: list[Precision] = ["fp32", precision]
+    exact, found = (write(tiny, decoder_of(tiny, each, 1), given)[1][0][0] for each in wanted)
     error = float((found - exact).norm() / exact.norm())
     assert 0 < error < {"bf16": 0.1, "int8": 0.2, "int4": 0.8}[precision]
 
 
 @pytest.mark.usefixtures("arithmetic")
 def test_a_text_goes_on_in_another_row(tiny: Tiny) -> None:
-    decoder = Decoder(tiny.family.layout(tiny.model), precision="bf16", num_rows=3)
+    decoder = decoder_of(tiny, "bf16", 3)
     [prompt] = prompts([90])
     _, position = read_prompt(decoder, 2, tiny.prompt(prompt))
     decoder.move(2, 0, position)
@@ -102,7 +118,7 @@ def test_a_text_goes_on_in_another_row(tiny: Tiny) -> None:
 
 
 def test_every_token_of_a_piece_has_logits_on_request(tiny: Tiny) -> None:
-    decoder = Decoder(tiny.family.layout(tiny.model), precision="fp32", num_rows=1)
+    decoder = decoder_of(tiny, "fp32", 1)
     [tokens] = prompts([BUCKET + 9])
     if decoder.is_encoded:
         decoder.look_at(0, decoder.encode(tiny.prompt(tokens)))
@@ -116,8 +132,7 @@ def test_every_token_of_a_piece_has_logits_on_request(tiny: Tiny) -> None:
 
 
 def test_rows_of_one_bucket_must_be_neighbours() -> None:
-    tiny = draw("llama")
-    decoder = Decoder(tiny.family.layout(tiny.model), precision="fp32", num_rows=3)
+    decoder = decoder_of(draw("llama"), "fp32", 3)
     with pytest.raises(AssertionError, match="neighbours"):
         decoder.step([1, 2, 3], [0, BUCKET, 1])
     assert [bucket(position) for position in (0, BUCKET - 1, BUCKET)] == [1, 1, 2]

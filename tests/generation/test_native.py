@@ -1,6 +1,5 @@
 """The native kernels: right to the last bits, and the same bits in every company."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +13,12 @@ from prosemill.generation.attention import FusedAttention, TorchAttention
 from prosemill.generation.decoder import CHUNK, Decoder
 from prosemill.generation.layout import Attention, FeedForward, Layer, Layout, Matrix, Norm
 from prosemill.generation.native import ACTIVATIONS, NEVER, Library, NativeLayers, NativeProduct, Pages, Places
-from tests.generation.models import CONTEXT, compiles, draw, prompts
+from tests.generation.models import CONTEXT, compiles, draw, draw_as_smollm2, numbers_of_threads, prompts
 
 SHAPES = [(960, 576), (100, 70), (16, 64), (7, 3), (48, 1536)]
 NUM_ROWS = 70  # more than two tiles twice
 DECODERS = [name for name, family in sorted(families().items()) if family.task == "CAUSAL_LM"]
+SMOLLM2 = "SmolLM2"
 
 
 @pytest.fixture
@@ -84,28 +84,17 @@ def test_a_row_gets_the_same_bits_in_every_company(library: Library, shape: tupl
         assert torch.equal(product(hidden[begin:end]), expected[begin:end])
 
 
-def numbers_of_threads() -> Iterator[int]:
-    """Torch with so many threads, one number after the other."""
-    before = torch.get_num_threads()
-    try:
-        for num_threads in (1, 2, 5):
-            torch.set_num_threads(num_threads)
-            yield num_threads
-    finally:
-        torch.set_num_threads(before)
-
-
 @compiles
 def test_the_number_of_threads_changes_no_bit(library: Library) -> None:
     product, hidden = NativeProduct(library, Matrix(random(960, 576)), None), random(9, 576)
     expected = product(hidden)
-    for _ in numbers_of_threads():
+    for _ in numbers_of_threads(1, 2, 5):
         assert torch.equal(product(hidden), expected)
 
 
 def layout_of(family: str, activation: str | None = None) -> Layout:
-    """That of a model whose heads, of 24 numbers, fill no vector; with an activation of choice."""
-    tiny = draw(family, hidden_size=96)
+    """That of SmolLM2's shapes, or of a model of a family whose heads, of 24 numbers, fill no vector; with an activation of choice."""
+    tiny = draw_as_smollm2() if family == SMOLLM2 else draw(family, hidden_size=96)
     layout = tiny.family.layout(tiny.model)
     if activation is None:
         return layout
@@ -132,10 +121,10 @@ def test_all_layers_in_one_call_are_those_one_by_one(family: str, activation: st
 
 
 @compiles
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", [*DECODERS, SMOLLM2])
 def test_texts_that_are_read_together_are_those_read_one_by_one(family: str) -> None:
-    texts = prompts([1, 7, CHUNK, 30, CHUNK - 1])
-    together, alone = (Decoder(layout_of(family), precision="int8", num_rows=7) for _ in range(2))
+    texts = prompts([CHUNK, *range(1, 30), CHUNK - 1, CHUNK])
+    together, alone = (Decoder(layout_of(family), precision="int8", num_rows=2 + len(texts)) for _ in range(2))
     assert together.reads_texts
     found = together.read_texts(2, texts)
     for row, text in enumerate(texts):
@@ -183,7 +172,7 @@ def test_a_token_leaves_all_layers_with_the_same_bits_in_every_company(library: 
 
     alone, together = (NativeLayers(Library(library.functions, each), layout) for each in (NEVER, fewest))
     expected = torch.cat([passed(alone, row, row + 1) for row in range(num_rows)])
-    for _ in numbers_of_threads():
+    for _ in numbers_of_threads(1, 2, 5):
         for begin, end in ((0, 1), (3, 5), (5, 12), (1, 18), (0, num_rows)):
             assert torch.equal(passed(together, begin, end), expected[begin:end])
 

@@ -25,6 +25,11 @@ class AnswerText:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         self._tokenizer, self._stop = tokenizer, stop
         self._tokens = list(prompt[-CONTEXT:])
+        num_before = len(prompt) - len(self._tokens)
+        for token in reversed(prompt[max(0, num_before - LONGEST_HALF) : num_before]):
+            if not self._text(0, len(self._tokens)).startswith(HALF):
+                break
+            self._tokens.insert(0, token)  # it begins within a character
         self._shown = 0  # tokens before this one have been decoded for good
         self._num_decoded = len(self._tokens)  # those from `_shown` to here give the context for what comes
         self._num_characters = 0  # of what comes after them, those that have been decoded for good all the same
@@ -46,9 +51,14 @@ class AnswerText:
         """New text of whole characters. Decoded with what stands before: some tokenizers drop a space where a text begins."""
         before = self._text(self._shown, self._num_decoded)
         whole = self._text(self._shown, len(self._tokens))
+        if not whole.startswith(before.rstrip(HALF)):
+            # Some tokenizers decode bytes that follow each other all at once: those of half a character take whole ones with them.
+            if not is_last and len(self._tokens) - self._num_decoded <= LONGEST_HALF:
+                return ""
+            self._shown, before, whole = self._num_decoded, "", self._text(self._num_decoded, len(self._tokens))
         num_halves = 0 if is_last else min(len(whole) - len(whole.rstrip(HALF)), LONGEST_HALF)
         piece = whole[len(before) + self._num_characters : len(whole) - num_halves]
-        if num_halves == 0:
+        if num_halves == 0 and piece:
             self._shown, self._num_decoded, self._num_characters = self._num_decoded, len(self._tokens), 0
         else:
             self._num_characters += len(piece)

@@ -54,9 +54,7 @@ def make_champion(
         costs: What its evaluation says of serving in fewer bits, as `cost_int8`.
     """
     workspace = Workspace(folder, tiny_model, texts, context_size=CONTEXT)
-    shutil.copyfile(ROOT / "service.py", folder / "service.py")
-    (folder / ".prosemill/mlflow").mkdir(parents=True)
-    shutil.copyfile(store, folder / ".prosemill/mlflow/mlflow.db")
+    put_service(folder, store)
     with environment({"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"}), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -64,6 +62,13 @@ def make_champion(
         workspace.train(f"{1:016x}", family=family, costs=costs)
         Registry.open().set_alias(CHAMPION, register().number)
     return workspace
+
+
+def put_service(folder: Path, store: Path) -> None:
+    """Put into a folder what `bentoml serve` finds there: the service, and a registry that is a copy of this one."""
+    shutil.copyfile(ROOT / "service.py", folder / "service.py")
+    (folder / ".prosemill/mlflow").mkdir(parents=True)
+    shutil.copyfile(store, folder / ".prosemill/mlflow/mlflow.db")
 
 
 def own_environment(folder: Path, **variables: str) -> dict[str, str]:

@@ -9,9 +9,16 @@ import pytest
 
 from tests.generation.models import HAS_VLLM
 from tests.serving.process import refusal
-from tests.serving.real import own_environment
+from tests.serving.real import own_environment, put_service
 
 without_vllm = pytest.mark.skipif(HAS_VLLM, reason="the extra `vllm` is installed")
+
+
+def test_a_registry_without_a_champion(tmp_path: Path, empty_store: Path) -> None:
+    put_service(tmp_path, empty_store)
+    told = refusal(folder=tmp_path, environment=own_environment(tmp_path))
+    assert "prosemill has no champion to serve: `prosemill register` and `prosemill promote` make one" in told
+    assert len(told.strip().splitlines()) == 1
 
 
 def empty(base: Path, _: Path) -> None:

@@ -15,15 +15,24 @@ START_SECONDS = 120.0
 
 
 @contextmanager
-def serving(
+def starting(
     port: int, *arguments: str, folder: Path, environment: Mapping[str, str], python: str = sys.executable, log: Path | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """One that was started in a folder and is ready, until the block ends; what it prints goes to the log, if there is one."""
+    """One that was started in a folder, until the block ends; what it prints goes to the log, if there is one."""
     with ExitStack() as stack:
         output = None if log is None else stack.enter_context(log.open("wb"))
         command = _command(port, *arguments, python=python)
         process = stack.enter_context(subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output))
         stack.callback(process.terminate)
+        yield process
+
+
+@contextmanager
+def serving(
+    port: int, *arguments: str, folder: Path, environment: Mapping[str, str], python: str = sys.executable, log: Path | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """As `starting`, and ready."""
+    with starting(port, *arguments, folder=folder, environment=environment, python=python, log=log) as process:
         until(lambda: process.poll() is not None or is_ready(port), START_SECONDS, "the service is ready")
         assert process.poll() is None, log and log.read_text()
         yield process

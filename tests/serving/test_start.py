@@ -1,4 +1,4 @@
-"""What cannot be served is refused in one line before anything is loaded."""
+"""What cannot be served is refused before anything is loaded, and in one line wherever BentoML asks before it starts its worker."""
 
 import json
 import shutil
@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from prosemill.orchestration.environment import free_port
+from tests.end_to_end.house import until
 from tests.generation.models import HAS_VLLM
-from tests.serving.process import refusal
+from tests.serving.process import START_SECONDS, is_ready, refusal, starting
 from tests.serving.real import own_environment, put_service
 
 without_vllm = pytest.mark.skipif(HAS_VLLM, reason="the extra `vllm` is installed")
@@ -74,3 +76,12 @@ def test_an_engine_that_is_not_to_be_had(champion: Path, precision: str, line: s
     told = refusal(folder=champion, environment=own_environment(champion, PROSEMILL_ENGINE="vllm", PROSEMILL_PRECISION=precision))
     assert line in told
     assert len(told.strip().splitlines()) == 1
+
+
+def test_a_door_that_bentomls_own_settings_open(champion: Path, tmp_path: Path) -> None:
+    port, log, refused = free_port(), tmp_path / "log", "Application startup failed"
+    environment = own_environment(champion, BENTOML_CONFIG_OPTIONS='services.prosemill.http.host="0.0.0.0"')
+    with starting(port, folder=champion, environment=environment, log=log):
+        until(lambda: refused in log.read_text() or is_ready(port), START_SECONDS, "it is refused, or ready")
+    assert refused in log.read_text()
+    assert "it must not listen on 0.0.0.0" in log.read_text()

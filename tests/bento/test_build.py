@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,13 +34,14 @@ from tests.end_to_end.house import until
 from tests.registry.workspace import Workspace
 from tests.serving.process import refusal, serving
 from tests.serving.real import make_champion
-from tests.test_telemetry import SPY
+from tests.test_telemetry import SPY, Proxy
 
 PROGRAM = str(Path(sys.executable).with_name("prosemill"))
 EVERYWHERE = "0.0.0.0"  # noqa: S104
 COSTS = {"cost_bf16": 0.0001, "cost_int8": 0.0002, "cost_int4": 0.2}
 BODY: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 40, "temperature": 0}
 BUILD_SECONDS = 120.0
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
 WHERE_FROM = "import sys, bentoml; bentoml.load(sys.argv[1]); import prosemill.serving; print(prosemill.serving.__file__)"
 
@@ -51,13 +53,22 @@ class Shop:
     workspace: Workspace
     home: Path
     spy: Path
+    proxy: Proxy
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of every process; each writes down whom it calls outside this machine."""
+        """Of every process; each writes down whom it calls outside this machine, and native code, as uv, has to ask the proxy."""
         inherited = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "PYTHONPATH")}
         inherited["CUDA_VISIBLE_DEVICES"] = ""  # what the processor holds best is asked
+        inherited |= dict.fromkeys(PROXIES, f"http://127.0.0.1:{self.proxy.server_address[1]}")
+        inherited |= dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")
         return inherited | {"BENTOML_HOME": str(self.home), "PYTHONPATH": str(self.spy), "SPY_REPORT": str(self.spy / "report")}
+
+    @property
+    def called(self) -> list[str]:
+        """Whom any of them has tried to reach outside this machine."""
+        report = self.spy / "report"
+        return [*(report.read_text(encoding="utf-8").splitlines() if report.exists() else []), *self.proxy.asked]
 
     def run(self, *command: str, fails: bool = False) -> str:
         """What a command in the workspace prints."""
@@ -79,13 +90,18 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prose: list[str], empty_store: Path) -> Shop:
+def shop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prose: list[str], empty_store: Path) -> Iterator[Shop]:
     """The shop, whose champion's evaluation says that int8 is the fastest of the precisions that cost little."""
     folder = tmp_path_factory.mktemp("shop") / "workspace"
     workspace = make_champion(folder, tiny_model, [text[:400] for text in prose[:6]], empty_store, costs=COSTS)
     spy = tmp_path_factory.mktemp("spy")
     (spy / "sitecustomize.py").write_text(SPY, encoding="utf-8")
-    return Shop(workspace, tmp_path_factory.mktemp("store") / ".bentoml", spy)
+    with Proxy() as proxy:
+        thread = threading.Thread(target=proxy.serve_forever)
+        thread.start()
+        yield Shop(workspace, tmp_path_factory.mktemp("store") / ".bentoml", spy, proxy)
+        proxy.shutdown()
+        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +150,7 @@ def test_a_bento_is_served_from_an_empty_folder_where_nothing_else_is_installed(
     assert facts["data"][0]["git_commit"][:12] in lineage
     assert facts["data"][0]["package_digest"][:12] in lineage
     assert list(tmp_path.iterdir()) == []
-    assert not (shop.spy / "report").exists(), (shop.spy / "report").read_text(encoding="utf-8")
+    assert shop.called == []
 
 
 def test_an_unpacked_bento_is_served_and_an_altered_one_refused_in_one_line(

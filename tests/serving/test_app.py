@@ -17,6 +17,7 @@ from prometheus_client import generate_latest
 
 from prosemill.evaluation.scoring import score_documents
 from prosemill.families import families, family_of
+from prosemill.generation.sampling import Settings
 from prosemill.pretrained import added_text, load_model, load_tokenizer
 from prosemill.registry.answers import version_of
 from prosemill.serving.messages import CompletionAnswer
@@ -24,6 +25,7 @@ from tests.models import write_model
 from tests.serving.asking import GREEDY, LONG, PROMPT, a_thousand_leave, ask, events, hold_steps, is_empty, leave, slow_down
 from tests.serving.conftest import VERSION, Served, serving, wait_until
 
+DRAWN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 1}
 LONG_TEXT = {"text": "word " * 70}  # some pieces, as the engine reads it
 
 
@@ -127,6 +129,38 @@ def test_n_answers_have_the_seeds_that_follow_each_other(served: Served) -> None
         assert (last, end["usage"], end["finish_reason"]) == ("end", each["usage"], each["finish_reason"])
     assert len({end["id"] for name, end in found if name == "end"}) == 1
     assert alone[0]["alternatives"] == []
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("temperature", 0), ("top_k", 2), ("top_p", 0.2), ("repetition_penalty", 100), ("seed", 2), ("stop", ["e", "a"])],
+    ids=str,
+)
+def test_each_setting_is_the_engines(served: Served, path: str, field: str, value: Any) -> None:
+    def expected(**settings: Any) -> str:
+        return "".join(served.desk.champion.writer.answer(PROMPT, Settings(max_new_tokens=24, **DRAWN | settings)))
+
+    wanted = expected(**{field: tuple(value) if isinstance(value, list) else value})
+    assert wanted != expected(), "it makes a difference"
+    length = {"model": "prosemill", "max_tokens": 24} if path.startswith("/v1") else {"max_new_tokens": 24}
+    answer = ask(served, DRAWN | {"prompt": PROMPT, field: value} | length, path).json()
+    assert (answer["generated_text"] if path == "/generate" else answer["choices"][0]["text"]) == wanted
+
+
+def test_openais_client_may_give_one_stop_text_by_itself(served: Served, client: openai.OpenAI) -> None:
+    whole = ask(served, GREEDY).json()["generated_text"]
+    answer = client.completions.create(model="prosemill", prompt=PROMPT, max_tokens=12, temperature=0, stop=whole[-4:])
+    assert answer.choices[0].text == whole[: whole.index(whole[-4:])]
+
+
+def test_what_is_not_asked_for_is_as_the_document_says(served: Served) -> None:
+    default: dict[str, Any] = {"temperature": 0.8, "top_k": 0, "top_p": 0.9, "repetition_penalty": 1.0, "stop": [], "seed": 0, "n": 1}
+    fields = served.app.openapi()["components"]["schemas"]["GenerateRequest"]["properties"]
+    assert {name: fields[name]["default"] for name in default} == default
+    assert "100 if neither is given" in fields["max_length"]["description"]
+    texts = [ask(served, {"prompt": PROMPT} | given).json()["generated_text"] for given in ({}, default | {"max_length": 100})]
+    assert texts[0] == texts[1]
 
 
 def test_max_length_counts_the_prompt_too(served: Served) -> None:

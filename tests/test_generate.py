@@ -1,6 +1,9 @@
 """`prosemill generate` writes what the model says, as it comes, and ends a mistake in one line."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,11 +15,14 @@ import torch
 from prosemill.cli import app
 from prosemill.families import family_of
 from prosemill.generation import native
-from prosemill.generation.writer import choose_precision, device_for
+from prosemill.generation.sampling import Settings
+from prosemill.generation.writer import Writer, choose_precision, device_for
 from prosemill.pretrained import added_text, load_model, load_tokenizer
 from prosemill.workspace import METRICS, TRAINED_MODEL
+from tests.models import write_model
 
 PROMPT = "The history of"
+DEFAULT: dict[str, Any] = {"max_new_tokens": 100, "temperature": 0.8, "top_k": 0, "top_p": 0.9, "repetition_penalty": 1.0, "seed": 0}
 
 
 @pytest.fixture
@@ -43,9 +49,44 @@ def test_the_likeliest_text_is_what_transformers_generates(run: Callable[..., tu
     assert run(PROMPT, *settings)[1] == "", "nothing but the text"
 
 
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        (["--max-new-tokens", 9], {"max_new_tokens": 9}),
+        (["--temperature", 2], {"temperature": 2.0}),
+        (["--top-k", 2], {"top_k": 2}),
+        (["--top-p", 0.2], {"top_p": 0.2}),
+        (["--repetition-penalty", 100], {"repetition_penalty": 100.0}),
+        (["--stop", "e", "--stop", "a"], {"stop": ("e", "a")}),
+        (["--seed", 2], {"seed": 2}),
+    ],
+    ids=str,
+)
+def test_each_option_is_the_engines(
+    run: Callable[..., tuple[str, str]], tiny_model: Path, options: list[object], settings: dict[str, Any]
+) -> None:
+    with Writer.open(tiny_model, precision="fp32", num_rows=1) as writer:
+        usual, other = ("".join(writer.answer(PROMPT, Settings(**DEFAULT | given))) for given in ({}, settings))
+    given = (PROMPT, "--model", tiny_model, "--precision", "fp32")
+    assert usual != other
+    assert [run(*given)[0], run(*given, *options)[0]] == [f"{PROMPT}{usual}\n", f"{PROMPT}{other}\n"]
+
+
 def test_a_seed_gives_the_same_text_and_another_seed_another(run: Callable[..., tuple[str, str]], tiny_model: Path) -> None:
     first, again, other = (run(PROMPT, "--model", tiny_model, "--temperature", 2, "--seed", seed)[0] for seed in (1, 1, 2))
     assert first == again != other
+
+
+def test_the_text_comes_while_it_is_written(tiny_model: Path, tmp_path: Path) -> None:
+    write_model(tmp_path, "llama", tiny_model, context_size=4096)
+    program = Path(sys.executable).with_name("prosemill")
+    command: list[str | Path] = [program, "generate", PROMPT, "--model", tmp_path, "--temperature", "0", "--max-new-tokens", "4000"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout is not None
+        parts = [process.stdout.read(100_000) for _ in range(8)]  # each is what there is by then, and nothing after the end
+        process.kill()
+    assert all(parts)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import requests
+import torch
 from bentoml._internal.configuration.containers import BentoMLContainer
 
 from prosemill.bento.build import CODE, Bento, build
@@ -26,6 +27,7 @@ from prosemill.generation.sampling import Settings
 from prosemill.generation.writer import Writer
 from prosemill.orchestration.environment import free_port
 from prosemill.registry import packaging
+from prosemill.registry.champion import ChampionOfRegistry
 from prosemill.registry.store import Registry
 from prosemill.serving.champion import load
 from prosemill.serving.settings import ServiceSettings
@@ -253,6 +255,16 @@ def test_with_the_base_model_both_are_served(build_here: Callable[..., Bento], s
         with Writer.open(shop.workspace.folder / folder, precision="fp32", num_rows=1) as writer:
             assert "".join(writer.answer("The history of", settings)) == text
     assert texts[0] != texts[1]
+
+
+def test_registry_and_bento_are_served_in_what_the_evaluation_says_costs_little(
+    build_here: Callable[..., Bento], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for candidate in (ChampionOfRegistry().find(), Packed(build_here().folder / "src/version").find()):
+        champion = load(candidate, ServiceSettings(num_rows=1))
+        champion.close()
+        assert champion.precision == "int8"
 
 
 def test_a_base_model_that_another_takes_the_place_of_is_held_as_it_was(

@@ -35,6 +35,8 @@ class Promoted:
     is_fixed: bool = False
     base: Path | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
+    """What its evaluation says of serving in fewer bits, as `cost_int8`."""
     num_asked: int = 0
     num_loaded: int = 0
 
@@ -52,7 +54,7 @@ class Promoted:
         yield self.folder
 
     def metrics(self) -> Mapping[str, Any]:
-        return {}
+        return {"serving": self.costs}
 
 
 @pytest.fixture

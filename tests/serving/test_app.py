@@ -331,17 +331,20 @@ def num_tokens_of(served: Served, text: str) -> int:
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate/stream", "/v1/completions"])
-def test_a_client_that_goes_frees_its_row_and_its_place(serve: Callable[..., Served], path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_goes_frees_its_place_at_once_and_its_row_at_the_next_token(
+    serve: Callable[..., Served], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     served = serve()
-    engine = served.engine
-    slow_down(served, monkeypatch)
-    before = engine.num_steps
+    engine, steps = served.engine, hold_steps(served, monkeypatch)
     body: dict[str, Any] = {"prompt": PROMPT, "temperature": 0}
     body |= {"model": "prosemill", "max_tokens": 200} if path.startswith("/v1") else {"max_new_tokens": 200}
-    leave(served.url, path, body, lambda: wait_until(lambda: engine.num_running == 1, "it is not written"))
-    wait_until(lambda: is_empty(served), "its row or its place is held")
-    assert engine.num_steps - before < 100
+    steps.release(5)
+    leave(served.url, path, body, lambda: wait_until(lambda: engine.num_steps == 5, "it is not written"))
+    wait_until(lambda: served.desk.admission.num_requests == 0, "its place is held")
     assert served.desk.admission.num_tokens == 0
+    steps.release(200)
+    wait_until(lambda: engine.num_running == 0, "its row is held")
+    assert engine.num_steps <= 6, "none is taken but one that was under way"
     wait_until(lambda: served.registry.get_sample_value("prosemill_answers_total", {"outcome": "cancelled"}) == 1, "it is counted")
 
 

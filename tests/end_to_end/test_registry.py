@@ -6,8 +6,9 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,24 @@ def serve(clone: Clone, *options: str) -> str:
     return process.refusal(*options, folder=clone.folder, environment=clone.environment)
 
 
-def serving(clone: Clone, port: int, **environment: str) -> "AbstractContextManager[subprocess.Popen[bytes]]":
+def serving(clone: Clone, port: int, log: Path | None = None, **environment: str) -> "AbstractContextManager[subprocess.Popen[bytes]]":
     """A `bentoml serve` that is ready."""
-    return process.serving(port, folder=clone.folder, environment=clone.environment | environment)
+    return process.serving(port, folder=clone.folder, environment=clone.environment | environment, log=log)
+
+
+@contextmanager
+def altered(clone: Clone, package: str = "*") -> Iterator[None]:
+    """Have the weights of a registered package, or of each, end in another byte while the block runs."""
+    packages = clone.folder / ".prosemill/mlflow/artifacts/models"
+    contents = {weights: weights.read_bytes() for weights in packages.glob(f"{package}/artifacts/artifacts/*/model.safetensors")}
+    assert contents
+    try:
+        for weights, content in contents.items():
+            weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        yield
+    finally:
+        for weights, content in contents.items():
+            weights.write_bytes(content)
 
 
 def test_the_pipelines_model_is_registered_once_and_promoted(champion: Clone) -> None:
@@ -136,18 +152,27 @@ def test_people_ask_the_champion_and_its_base_model_on_the_page(champion: Clone)
         browser.picture("ui")
 
 
-def test_another_champion_takes_its_place_while_it_is_asked(champion: Clone) -> None:
+def test_another_champion_takes_its_place_while_it_is_asked_unless_it_is_broken(champion: Clone, tmp_path: Path) -> None:
     port, client, answers, ends = free_port(), MlflowClient(store(champion)), list[requests.Response](), threading.Event()
     body: dict[str, Any] = {"prompt": "def main(", "max_new_tokens": 30}
+    log, package = tmp_path / "log", str(client.get_model_version("prosemill", "2").source).rpartition("/")[2]
 
     def go_on() -> None:
         while not ends.is_set():
             answers.append(requests.post(f"http://127.0.0.1:{port}/generate", json=body, timeout=60))
 
-    with serving(champion, port, PROSEMILL_FOLLOW_SECONDS="1"), ThreadPoolExecutor(4) as pool:
+    with serving(champion, port, log, PROSEMILL_FOLLOW_SECONDS="1"), ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(go_on) for _ in range(4)]
         try:
-            client.set_registered_model_alias("prosemill", "champion", "2")
+            with altered(champion, package):
+                client.set_registered_model_alias("prosemill", "champion", "2")
+                until(lambda: "the champion is not served" in log.read_text(), START_SECONDS, "it is said that it is broken")
+                num_answers = len(answers)
+                until(lambda: len(answers) > num_answers + 4, START_SECONDS, "the first version goes on")
+                assert {answer.json()["model_version"] for answer in answers} == {1}
+                (line,) = [line for line in log.read_text().splitlines() if "the champion is not served" in line]
+                assert "version 2 was altered after it was registered" in line
+                assert "version 1 goes on" in line
             until(lambda: bool(answers) and answers[-1].json().get("model_version") == 2, START_SECONDS, "the other version is served")
         finally:
             client.set_registered_model_alias("prosemill", "champion", "1")
@@ -156,6 +181,7 @@ def test_another_champion_takes_its_place_while_it_is_asked(champion: Clone) -> 
         for each in asking:
             each.result()  # raises what a client has met
     assert {answer.status_code for answer in answers} == {200}
+    assert "Traceback" not in log.read_text()
 
 
 def test_where_there_are_keys_every_route_but_health_needs_one(champion: Clone) -> None:
@@ -170,16 +196,8 @@ def test_where_there_are_keys_every_route_but_health_needs_one(champion: Clone) 
 
 
 def test_an_altered_champion_is_not_served(champion: Clone) -> None:
-    packages = champion.folder / ".prosemill/mlflow/artifacts/models"
-    contents = {weights: weights.read_bytes() for weights in packages.glob("*/artifacts/artifacts/*/model.safetensors")}
-    assert contents
-    try:
-        for weights, content in contents.items():
-            weights.write_bytes(content[:-1] + b"\0")
+    with altered(champion):
         assert "was altered after it was registered" in serve(champion)
-    finally:
-        for weights, content in contents.items():
-            weights.write_bytes(content)
 
 
 def test_a_service_that_others_could_reach_does_not_start(champion: Clone) -> None:

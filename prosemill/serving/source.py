@@ -70,6 +70,9 @@ def check_source(source: Source, settings: ServiceSettings) -> None:
     missing = [name for name in BASE_FILES if not any(settings.base.glob(name))]
     if missing:
         raise ProsemillError(f"PROSEMILL_BASE={settings.base} has no {' and no '.join(missing)}: name a folder with a model")
+    from prosemill.pretrained import refuse_remote_code  # with torch, which takes seconds
+
+    refuse_remote_code(settings.base)
     check_family(settings.engine, family_of(settings.base), whose=f"PROSEMILL_BASE={settings.base}")
 
 

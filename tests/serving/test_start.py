@@ -33,6 +33,13 @@ def foreign(base: Path, tiny_model: Path) -> None:
     (base / "config.json").write_text(json.dumps(config | {"model_type": "bert"}), encoding="utf-8")
 
 
+def with_code(base: Path, tiny_model: Path) -> None:
+    shutil.copytree(tiny_model, base)
+    config = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
+    named = {"auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (base / "tokenizer_config.json").write_text(json.dumps(config | named), encoding="utf-8")
+
+
 def without_weights(base: Path, tiny_model: Path) -> None:
     shutil.copytree(tiny_model, base, ignore=shutil.ignore_patterns("*.safetensors"))
 
@@ -40,15 +47,16 @@ def without_weights(base: Path, tiny_model: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (empty, "has no config.json and no tokenizer.json and no *.safetensors: name a folder with a model"),
-        (foreign, "is of the family 'bert', which is not supported"),
-        (without_weights, "has no *.safetensors: name a folder with a model"),
+        (empty, " has no config.json and no tokenizer.json and no *.safetensors: name a folder with a model"),
+        (foreign, " is of the family 'bert', which is not supported"),
+        (with_code, "/tokenizer_config.json names code of its own (auto_map), which Prosemill never runs"),
+        (without_weights, " has no *.safetensors: name a folder with a model"),
     ],
 )
 def test_a_base_model_that_is_none(champion: Path, tiny_model: Path, tmp_path: Path, make: Callable[[Path, Path], None], line: str) -> None:
     make(tmp_path / "base", tiny_model)
     told = refusal(folder=champion, environment=own_environment(champion, PROSEMILL_BASE=str(tmp_path / "base")))
-    assert f"{tmp_path / 'base'} {line}" in told
+    assert f"{tmp_path / 'base'}{line}" in told
     assert len(told.strip().splitlines()) == 1
 
 

@@ -17,6 +17,7 @@ switch_off()  # before bentoml is imported
 
 import bentoml  # noqa: E402
 import click  # noqa: E402
+from bentoml._internal.configuration.containers import BentoMLContainer  # noqa: E402
 from bentoml._internal.utils.analytics import usage_stats  # noqa: E402
 from bentoml.exceptions import BentoMLException  # noqa: E402
 
@@ -52,7 +53,7 @@ def make_service(source: Source) -> Any:
             """End `bentoml serve` in one line where there is nothing to serve, or anybody could come in."""
             given = click.get_current_context(silent=True)
             try:
-                refuse_open_door((given and given.params.get("host")) or LOCAL)
+                refuse_open_door((given and given.params.get("host")) or BentoMLContainer.http.host.get())
                 Keys.read(os.environ)
                 check_source(source, ServiceSettings.read())
             except ProsemillError as error:

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,12 +16,11 @@ START_SECONDS = 120.0
 
 @contextmanager
 def starting(
-    port: int, *arguments: str, folder: Path, environment: Mapping[str, str], python: str = sys.executable, log: Path | None = None
+    command: Sequence[str], *, folder: Path, environment: Mapping[str, str], log: Path | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """One that was started in a folder, until the block ends; what it prints goes to the log, if there is one."""
+    """What was started in a folder, until the block ends; what it prints goes to the log, if there is one."""
     with ExitStack() as stack:
         output = None if log is None else stack.enter_context(log.open("wb"))
-        command = _command(port, *arguments, python=python)
         process = stack.enter_context(subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output))
         stack.callback(process.terminate)
         yield process
@@ -31,8 +30,8 @@ def starting(
 def serving(
     port: int, *arguments: str, folder: Path, environment: Mapping[str, str], python: str = sys.executable, log: Path | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """As `starting`, and ready."""
-    with starting(port, *arguments, folder=folder, environment=environment, python=python, log=log) as process:
+    """One that was started as `starting` does and is ready."""
+    with starting(_command(port, *arguments, python=python), folder=folder, environment=environment, log=log) as process:
         until(lambda: process.poll() is not None or is_ready(port), START_SECONDS, "the service is ready")
         assert process.poll() is None, log and log.read_text()
         yield process

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,10 +87,17 @@ def test_an_engine_that_is_not_to_be_had(champion: Path, precision: str, line: s
     assert len(told.strip().splitlines()) == 1
 
 
-def test_a_door_that_bentomls_own_settings_open(champion: Path, tmp_path: Path) -> None:
+def test_a_door_that_bentomls_own_settings_open(champion: Path) -> None:
+    opened = 'services.prosemill.http.host="0.0.0.0"'
+    told = refusal(folder=champion, environment=own_environment(champion, BENTOML_CONFIG_OPTIONS=opened))
+    assert "it must not listen on 0.0.0.0" in told.strip().splitlines()[-1]
+
+
+def test_a_door_that_a_program_opens(champion: Path, tmp_path: Path) -> None:
     port, log, refused = free_port(), tmp_path / "log", "Application startup failed"
-    environment = own_environment(champion, BENTOML_CONFIG_OPTIONS='services.prosemill.http.host="0.0.0.0"')
-    with starting(port, folder=champion, environment=environment, log=log):
-        until(lambda: refused in log.read_text() or is_ready(port), START_SECONDS, "it is refused, or ready")
-    assert refused in log.read_text()
+    program = f"import bentoml; bentoml.serve('service:Service', host='0.0.0.0', port={port}, blocking=True)"
+    with starting([sys.executable, "-c", program], folder=champion, environment=own_environment(champion), log=log) as process:
+        ends = [lambda: refused in log.read_text(), lambda: is_ready(port), lambda: process.poll() is not None]
+        until(lambda: any(each() for each in ends), START_SECONDS, "it is refused, ready or ends")
+    assert refused in log.read_text(), log.read_text()
     assert "it must not listen on 0.0.0.0" in log.read_text()

@@ -283,6 +283,11 @@ class EngineThread(ABC):
             request.deliver(error or RuntimeError("the engine has ended"))
 
     def _end(self, request: Request, reason: Reason) -> None:
+        if reason in ("stop", "length") and (rest := request.text.finish()):
+            try:
+                request.deliver(rest)
+            except Exception as error:  # noqa: BLE001 - a request that fails fails alone
+                reason, request.error = "failed", first_line(error)
         now = time.monotonic()
         end = End(
             reason=reason,
@@ -294,6 +299,4 @@ class EngineThread(ABC):
             error=request.error,
         )
         with suppress(Exception):  # a receiver that is gone
-            if reason in ("stop", "length") and (rest := request.text.finish()):
-                request.deliver(rest)
             request.deliver(end)

@@ -1,6 +1,7 @@
 """Whatever is sent to the service, valid or not, it keeps to its OpenAPI document, and none of it is a failure of the service.
 
-`PROSEMILL_TEST_CASES=10000 pytest tests/serving/test_contract.py` tries more than the 1,000 cases that each route is given otherwise.
+`PROSEMILL_TEST_CASES=10000 pytest tests/serving/test_contract.py` tries more than the 1,000 cases
+that each route which takes anything is given otherwise.
 """
 
 import json

@@ -97,7 +97,7 @@ def test_a_door_that_a_program_opens(champion: Path, tmp_path: Path) -> None:
     port, log, refused = free_port(), tmp_path / "log", "Application startup failed"
     program = f"import bentoml; bentoml.serve('service:Service', host='0.0.0.0', port={port}, blocking=True)"
     with starting([sys.executable, "-c", program], folder=champion, environment=own_environment(champion), log=log) as process:
-        ends = [lambda: refused in log.read_text(), lambda: is_ready(port), lambda: process.poll() is not None]
-        until(lambda: any(each() for each in ends), START_SECONDS, "it is refused, ready or ends")
+        ends = "it is refused, is ready or has ended"
+        until(lambda: refused in log.read_text() or is_ready(port) or process.poll() is not None, START_SECONDS, ends)
     assert refused in log.read_text(), log.read_text()
     assert "it must not listen on 0.0.0.0" in log.read_text()

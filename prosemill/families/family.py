@@ -51,6 +51,8 @@ class Family(ABC):
     """transformers' attention implementation that stops at document borders."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Names of the layers that get an adapter, unless params name others."""
+    is_served_by_vllm: ClassVar[bool] = False
+    """Whether vLLM may write in our own engine's place."""
 
     @abstractmethod
     def auto_class(self) -> Any:

@@ -16,6 +16,7 @@ class Gpt2(Decoder):
 
     name = "gpt2"
     lora_targets = ("c_attn",)
+    is_served_by_vllm = True
 
     def scratch_config(self, shape: "ScratchModel", vocabulary_size: int) -> "PreTrainedConfig":
         from transformers import GPT2Config

@@ -17,6 +17,7 @@ class Llama(Decoder):
 
     name = "llama"
     lora_targets = ("q_proj", "v_proj")
+    is_served_by_vllm = True
 
     def scratch_config(self, shape: "ScratchModel", vocabulary_size: int) -> "PreTrainedConfig":
         from transformers import LlamaConfig

@@ -12,8 +12,6 @@ EngineName = Literal["own", "vllm"]
 INSTALL = "run `uv pip install -e '.[vllm]'`, or unset PROSEMILL_ENGINE"
 OF_VLLM: dict[Precision, str] = {"bf16": "bfloat16", "fp32": "float32"}
 """Its names of the precisions that it holds weights in here."""
-FAMILIES_OF_VLLM = ("gpt2", "llama")
-"""Whose models it takes here."""
 
 
 def check_engine(name: EngineName, precision: Precision | Literal["auto"]) -> None:
@@ -30,5 +28,5 @@ def check_engine(name: EngineName, precision: Precision | Literal["auto"]) -> No
 
 def check_family(name: EngineName, family: Family, *, whose: str) -> None:
     """Raise `ProsemillError` if an engine takes no models of a family; `whose` says which it would be."""
-    if name == "vllm" and family.name not in FAMILIES_OF_VLLM:
+    if name == "vllm" and not family.is_served_by_vllm:
         raise ProsemillError(f"{whose} is of the family {family.name!r}, which vLLM does not serve here: unset PROSEMILL_ENGINE")

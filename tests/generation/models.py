@@ -30,7 +30,7 @@ compiles = pytest.mark.skipif(native.load() is None, reason="the native kernels 
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason="needs the extra `vllm`: uv pip install -e '.[vllm]'")
-VLLM_FAMILIES = ["gpt2", "llama"]
+VLLM_FAMILIES = [name for name, family in sorted(families().items()) if family.is_served_by_vllm]
 VLLM_WIDTH = 128
 """Hidden size of heads of 32 numbers, than which vLLM takes no smaller ones."""
 

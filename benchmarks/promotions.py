@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, chdir
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,9 +51,9 @@ def main(
 ) -> None:
     """Kill promotions, and print what came of it and how long one takes."""
     generator = random.Random(seed)  # noqa: S311 - moments, no secrets
-    with tempfile.TemporaryDirectory(prefix="prosemill-promotions-") as folder:
+    with tempfile.TemporaryDirectory(prefix="prosemill-promotions-") as folder, ExitStack() as stack:
         environment = _register_versions(Path(folder) / "clone")
-        os.chdir(Path(folder) / "clone")
+        stack.enter_context(chdir(Path(folder) / "clone"))
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         seconds = [_timed_promotion(number, environment) for number in [1, 2, 3, 1, 2][:TIMED]]
         print(f"`prosemill promote` takes {statistics.median(seconds):.1f} s (median of {TIMED}, from start to end of the process)")

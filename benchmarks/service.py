@@ -9,7 +9,8 @@ It serves the champion on a free port, with a copy of the registry, and measures
 - `crowd`: for some minutes ten times as many requests a second as it can hold: the time per token of those that it takes, beside that when
   32 are kept going; what the others are told; and its memory before and after.
 
-The client runs on the same machine (see `benchmarks.serving`), so that it takes part of what the service could have.
+The client runs on the same machine. Of more than two cores it has the last, and the service the others, as has the engine without HTTP; on
+two it takes part of what the service could have. The first line tells which.
 """
 
 import asyncio
@@ -33,11 +34,13 @@ import psutil
 import requests
 import typer
 import uvloop
+import torch
 from mlflow import MlflowClient
 
 from benchmarks.client import Client
 from benchmarks.serving import NUM_NEW_TOKENS, PROMPTS, SAMPLING, Load, ask, closed_loop, open_loop
 from prosemill.generation.sampling import Settings
+from benchmarks.cores import for_service, leave, num_threads, on
 from prosemill.generation.writer import Writer
 from prosemill.orchestration.environment import free_port
 from prosemill.registry.champion import ChampionOfRegistry
@@ -65,6 +68,8 @@ class Service:
     def megabytes(self) -> float:
         """Memory that it and its worker have for themselves."""
         above = psutil.Process(self.process.pid)
+    cores: set[int]
+    """Those it was given."""
         return sum(each.memory_full_info().uss for each in (above, *above.children(recursive=True))) / 1e6
 
 
@@ -78,6 +83,7 @@ def main(
         uvloop.run(_measure(service, rounds, seconds))
 
 
+        print(leave(service.cores))
 @contextmanager
 def serving(scratch: Path) -> Iterator[Service]:
     """The champion's service beside a copy of the registry, which this process sees as well."""
@@ -85,19 +91,20 @@ def serving(scratch: Path) -> Iterator[Service]:
     shutil.copyfile(TRACKING / "mlflow.db", database)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{database}"
     variables = {"PROSEMILL_NUM_ROWS": str(NUM_ROWS), "PROSEMILL_FOLLOW_SECONDS": str(FOLLOW_SECONDS)}
-    port = free_port()
+    port, cores = free_port(), for_service()
     command = [sys.executable, "-m", "bentoml", "serve", "--port", str(port)]
     begin = time.perf_counter()
     with ExitStack() as stack:
         log = stack.enter_context((scratch / "log").open("wb"))
-        process = stack.enter_context(subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log))
+        with on(cores):
+            process = stack.enter_context(subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log))
         stack.callback(process.terminate)
         url = f"http://127.0.0.1:{port}"
         while not _is_ready(url):
             if process.poll() is not None or time.perf_counter() - begin > START_SECONDS:
                 raise SystemExit((scratch / "log").read_text())
             time.sleep(0.05)
-        yield Service(url, process, time.perf_counter() - begin)
+        yield Service(url, process, time.perf_counter() - begin, cores)
 
 
 def _is_ready(url: str) -> bool:
@@ -110,15 +117,17 @@ def _is_ready(url: str) -> bool:
 async def _measure(service: Service, rounds: int, seconds: float) -> None:
     async with Client(service.url) as client:
         await ask(client, 0, Load())
-        await against_engine(client, rounds)
+        await against_engine(client, service, rounds)
         await first_token(client)
         await swap(client)
         await crowd(client, service, seconds)
 
 
-async def against_engine(client: Client, rounds: int) -> None:
-    """Measure 32 requests that come at once, over HTTP and in this process."""
-    champion = load(ChampionOfRegistry().find(), ServiceSettings(num_rows=NUM_ROWS))
+async def against_engine(client: Client, service: Service, rounds: int) -> None:
+    """Measure 32 requests that come at once, over HTTP and in this process, whose engine has the service's cores and as many threads."""
+    with on(service.cores):
+        torch.set_num_threads(num_threads())
+        champion = load(ChampionOfRegistry().find(), ServiceSettings(num_rows=NUM_ROWS))
     by_http, by_engine = list[float](), list[float]()
     for number in range(rounds + 1):
         first = number * NUM_ROWS

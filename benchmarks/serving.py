@@ -5,12 +5,12 @@ Requests arrive as strangers' do, at random moments of a mean rate, whether or n
 and reads the stream.
 
 Reported are the time to the first token, the mean time of each further one, tokens a second, rejections (429), and goodput: answers a
-second whose first token came within `--first` and the others within `--per-token` seconds. On a machine with more than two cores the client
-keeps to the last of them. A service that asks for a key is sent the one in `PROSEMILL_API_KEY`.
+second whose first token came within `--first` and the others within `--per-token` seconds. The client keeps off the service's cores where
+that was begun on some of the machine's alone, as with `taskset --cpu-list 0-6 bentoml serve`; the first line tells. A service that asks for
+a key is sent the one in `PROSEMILL_API_KEY`.
 """
 
 import asyncio
-import os
 import random
 import re
 import time
@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import pairwise
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import typer
 import uvloop
 
 from benchmarks.client import Client
+from benchmarks.cores import leave, of_listener
 
 NUM_NEW_TOKENS = 64
 SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9}
@@ -119,9 +121,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0,
 ) -> None:
     """Load a service that runs."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) > 2:
-        os.sched_setaffinity(0, cores[-1:])
+    print(leave(of_listener(urlsplit(url).port or 80)), end="\n\n")
 
     async def run() -> tuple[Load, float]:
         async with Client(url) as client:

@@ -5,7 +5,8 @@ It serves the champion on a free port, with a copy of the registry, and measures
 - `start`: from `bentoml serve` to ready;
 - `against the engine`: tokens a second of 32 requests that come at once, over HTTP and without it, by the same weights; they take turns;
 - `first token`: of requests that come while 31 others are being written, beside the time of a step meanwhile;
-- `swap`: another version becomes the champion while 16 requests are kept going: what failed, and the longest silence of a stream;
+- `swap`: another version becomes the champion while 16 requests are kept going: what failed, the longest silence of a stream, and the
+  longest wait for a first token of those that came from then until some seconds after the other version was served;
 - `crowd`: for some minutes ten times as many requests a second as it can hold: the time per token of those that it takes, beside that when
   32 are kept going; what the others are told; and its memory before and after.
 
@@ -15,6 +16,7 @@ two it takes part of what the service could have. The first line tells which.
 
 import asyncio
 import json
+import math
 import os
 import shutil
 import statistics
@@ -32,15 +34,15 @@ from typing import Annotated
 import numpy as np
 import psutil
 import requests
+import torch
 import typer
 import uvloop
-import torch
 from mlflow import MlflowClient
 
 from benchmarks.client import Client
+from benchmarks.cores import for_service, leave, num_threads, on
 from benchmarks.serving import NUM_NEW_TOKENS, PROMPTS, SAMPLING, Load, ask, closed_loop, open_loop
 from prosemill.generation.sampling import Settings
-from benchmarks.cores import for_service, leave, num_threads, on
 from prosemill.generation.writer import Writer
 from prosemill.orchestration.environment import free_port
 from prosemill.registry.champion import ChampionOfRegistry
@@ -55,6 +57,8 @@ LONG_ANSWER = 512
 CROWD = 10
 FOLLOW_SECONDS = 1.0
 START_SECONDS = 120.0
+SETTLING_SECONDS = 5.0
+"""In which requests that began all at once get their first tokens, and an old version's last answers end."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,12 @@ class Service:
     url: str
     process: "subprocess.Popen[bytes]"
     seconds_to_ready: float
+    cores: set[int]
+    """Those it was given."""
 
     def megabytes(self) -> float:
         """Memory that it and its worker have for themselves."""
         above = psutil.Process(self.process.pid)
-    cores: set[int]
-    """Those it was given."""
         return sum(each.memory_full_info().uss for each in (above, *above.children(recursive=True))) / 1e6
 
 
@@ -79,11 +83,11 @@ def main(
 ) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory(prefix="prosemill-service-") as scratch, serving(Path(scratch)) as service:
+        print(leave(service.cores))
         print(f"start: ready after {service.seconds_to_ready:.1f} s", flush=True)
         uvloop.run(_measure(service, rounds, seconds))
 
 
-        print(leave(service.cores))
 @contextmanager
 def serving(scratch: Path) -> Iterator[Service]:
     """The champion's service beside a copy of the registry, which this process sees as well."""
@@ -161,7 +165,7 @@ def _by_engine(writer: Writer, seeds: range) -> tuple[int, float]:
 async def first_token(client: Client, num_asked: int = 40) -> None:
     """Measure first tokens while 31 others are being written."""
     others, asked = Load(), Load()
-    writing = asyncio.create_task(closed_loop(client, NUM_ROWS - 1, 1e9, load=others, num_new_tokens=LONG_ANSWER))
+    writing = asyncio.create_task(closed_loop(client, NUM_ROWS - 1, load=others, num_new_tokens=LONG_ANSWER))
     await asyncio.sleep(5)
     for number in range(num_asked):
         await ask(client, number, asked)
@@ -180,20 +184,29 @@ async def swap(client: Client) -> None:
     before = versions.get_model_version_by_alias(MODEL_NAME, CHAMPION)
     tags = {str(name): str(value) for name, value in before.tags.items()}
     after = versions.create_model_version(MODEL_NAME, str(before.source), run_id=before.run_id, tags=tags, model_id=before.model_id)
-    calm = await closed_loop(client, NUM_SWAPPING, 10)
-    loaded = Load()
-    writing = asyncio.create_task(closed_loop(client, NUM_SWAPPING, 1e9, load=loaded))
-    versions.set_registered_model_alias(MODEL_NAME, CHAMPION, str(after.version))
+    start = time.perf_counter()
+    calm = await closed_loop(client, NUM_SWAPPING, 3 * SETTLING_SECONDS)
+    loaded, enough = Load(), asyncio.Event()
+    writing = asyncio.create_task(closed_loop(client, NUM_SWAPPING, load=loaded, enough=enough))
+    await asyncio.sleep(SETTLING_SECONDS)
     begin = time.perf_counter()
+    await asyncio.to_thread(versions.set_registered_model_alias, MODEL_NAME, CHAMPION, str(after.version))
     while await _version(client) != int(after.version):
         await asyncio.sleep(0.2)
     seconds = time.perf_counter() - begin
-    await asyncio.sleep(5)
-    writing.cancel()
-    await asyncio.gather(writing, return_exceptions=True)
+    await asyncio.sleep(SETTLING_SECONDS)
+    enough.set()
+    await writing
     failed = sum(number for status, number in loaded.statuses.items() if status != HTTPStatus.OK)
     print(f"swap after {seconds:.1f} s: {sum(loaded.statuses.values())} answers, {failed} failed; longest silence of a stream ", end="")
-    print(f"{max(loaded.silences):.2f} s ({max(calm.silences):.2f} s without a swap)", flush=True)
+    print(f"{max(loaded.silences):.2f} s ({max(calm.silences):.2f} s without a swap); longest wait for a first token, ", end="")
+    print(f"{_longest_wait(loaded, begin)} ({_longest_wait(calm, start + SETTLING_SECONDS)} without a swap)", flush=True)
+
+
+def _longest_wait(load: Load, since: float) -> str:
+    """For the first token, of those that came since a moment."""
+    waits = [first for begun, first in zip(load.begun, load.first, strict=True) if begun >= since]
+    return f"{max(waits, default=math.nan):.2f} s of {len(waits)} that came"
 
 
 async def _version(client: Client) -> int:

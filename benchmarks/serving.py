@@ -11,6 +11,7 @@ a key is sent the one in `PROSEMILL_API_KEY`.
 """
 
 import asyncio
+import math
 import random
 import re
 import time
@@ -41,6 +42,8 @@ COMPLETION_TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
 class Load:
     """What came of the requests."""
 
+    begun: list[float] = field(default_factory=list)
+    """When each was asked, by `time.perf_counter`."""
     first: list[float] = field(default_factory=list)
     """Seconds to the first token."""
     per_token: list[float] = field(default_factory=list)
@@ -71,6 +74,7 @@ async def ask(client: Client, seed: int, load: Load, *, num_new_tokens: int = NU
     if is_served and num_tokens > 1:
         first, last = answer.arrivals[0], answer.arrivals[-1]
         load.num_tokens += num_tokens
+        load.begun.append(begin)
         load.first.append(first - begin)
         load.per_token.append((last - first) / (num_tokens - 1))
         load.silences.append(max((b - a for a, b in pairwise(answer.arrivals)), default=0.0))
@@ -88,13 +92,22 @@ async def open_loop(client: Client, rate: float, seconds: float, seed: int) -> L
 
 
 async def closed_loop(
-    client: Client, concurrent: int, seconds: float, *, load: Load | None = None, num_new_tokens: int = NUM_NEW_TOKENS
+    client: Client,
+    concurrent: int,
+    seconds: float = math.inf,
+    *,
+    load: Load | None = None,
+    enough: asyncio.Event | None = None,
+    num_new_tokens: int = NUM_NEW_TOKENS,
 ) -> Load:
-    """Keep so many requests going; what comes of them goes into `load` at once, if one is given."""
+    """Keep so many requests going for some seconds or until it is `enough`, and read those to their end.
+
+    What comes of them goes into `load` at once, if one is given.
+    """
     load, seeds, end = load or Load(), iter(range(1_000_000)), time.perf_counter() + seconds
 
     async def go_on() -> None:
-        while time.perf_counter() < end:
+        while time.perf_counter() < end and not (enough and enough.is_set()):
             await ask(client, next(seeds), load, num_new_tokens=num_new_tokens)
 
     await asyncio.gather(*(go_on() for _ in range(concurrent)))

@@ -27,7 +27,7 @@ lint: $(VENV)/test.done ## Linters and types alone
 ui: $(VENV)/run.done ## Open the page of tracked runs
 	prosemill ui
 
-bench: $(VENV)/test.done ## All benchmarks, about an hour and a half; benchmarks/RESULTS.md has larger runs too
+bench: $(VENV)/test.done ## Benchmarks that need no champion, over an hour and a half; benchmarks/RESULTS.md has the others and larger runs
 	dvc repro download
 	python -m benchmarks
 

@@ -25,8 +25,9 @@ class BusyError(Exception):
 class Admission:
     """Counts what is in the house. To be used by one thread, the event loop's."""
 
-    def __init__(self, *, max_requests: int, max_tokens: int) -> None:
-        self.max_requests, self._max_tokens = max_requests, max_tokens
+    def __init__(self, *, max_requests: int, max_tokens: int, note_rejection: Callable[[], None]) -> None:
+        """Begin with nobody; `note_rejection` is called for everyone who finds no room."""
+        self.max_requests, self._max_tokens, self._note_rejection = max_requests, max_tokens, note_rejection
         self._times: deque[float] = deque(maxlen=NUM_REMEMBERED)
         self.num_requests = 0
         """Requests that are in."""
@@ -40,6 +41,7 @@ class Admission:
         """
         is_too_large = self.num_tokens + num_tokens > self._max_tokens and self.num_tokens > 0
         if self.num_requests + num_requests > self.max_requests or is_too_large:
+            self._note_rejection()
             raise BusyError(max(1, round(fmean(self._times))) if self._times else 1)
 
     @contextmanager

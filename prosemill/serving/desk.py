@@ -21,7 +21,7 @@ from prosemill.errors import first_line
 from prosemill.generation.engine_thread import EngineThread
 from prosemill.generation.sampling import Settings
 from prosemill.generation.writer import Framed, Writer
-from prosemill.serving.admission import Admission, BusyError
+from prosemill.serving.admission import Admission
 from prosemill.serving.champion import Champion
 from prosemill.serving.errors import EngineError, TooMuchError, UnavailableError, refused_by_engine
 from prosemill.serving.log import log
@@ -56,7 +56,7 @@ class Desk:
 
     def __init__(self, champion: Champion, settings: ServiceSettings, meters: Meters) -> None:
         self.deadline, self.meters = settings.deadline, meters
-        self.admission = Admission(max_requests=settings.max_requests, max_tokens=settings.max_tokens)
+        self.admission = Admission(max_requests=settings.max_requests, max_tokens=settings.max_tokens, note_rejection=meters.note_rejection)
         self._logs_prompts = settings.log_prompts
         self._champion = champion
         self._changes = threading.Condition()
@@ -84,8 +84,7 @@ class Desk:
 
     def check_room(self) -> None:
         """Raise `BusyError` if there is no room for another request, however short."""
-        with self._counted_rejections():
-            self.admission.check()
+        self.admission.check()
 
     @property
     def num_visits(self) -> int:
@@ -161,7 +160,7 @@ class Desk:
         """
         if wanted.n > self.admission.max_requests:
             raise TooMuchError(f"n is {wanted.n}, and there may be {self.admission.max_requests} answers at once: ask for fewer")
-        take = stack.enter_context(self._admit(wanted.n))
+        take = stack.enter_context(self.admission.admit(wanted.n))
         tokens = await run_in_threadpool(writer.read, prompt)
         _check_length(len(tokens), writer.context)
         settings, seconds = wanted.settings(len(tokens)), min(deadline or self.deadline, self.deadline)
@@ -181,7 +180,7 @@ class Desk:
             EngineError: the engine could not score it.
             UnavailableError: it did not before the deadline.
         """
-        with self._admit(1) as take:
+        with self.admission.admit() as take:
             framed = await run_in_threadpool(champion.writer.frame, text)
             num_tokens = len(framed.given or ()) + len(framed.tokens)
             if champion.writer.context is None and num_tokens > MOST_TOKENS:
@@ -221,27 +220,6 @@ class Desk:
         finally:
             scoring.cancel()
             self.meters.note_score(num_tokens, loop.time() - begin, outcome)
-
-    @contextmanager
-    def _admit(self, num_requests: int) -> Iterator[Callable[[int], None]]:
-        """As `Admission.admit`; who is turned away is counted."""
-        with ExitStack() as stack:
-            with self._counted_rejections():
-                take = stack.enter_context(self.admission.admit(num_requests))
-
-            def take_counted(num_tokens: int) -> None:
-                with self._counted_rejections():
-                    take(num_tokens)
-
-            yield take_counted
-
-    @contextmanager
-    def _counted_rejections(self) -> Iterator[None]:
-        try:
-            yield
-        except BusyError:
-            self.meters.note_rejection()
-            raise
 
     @contextmanager
     def _hurried_by(self, hurry: Callable[[float], None]) -> Iterator[None]:

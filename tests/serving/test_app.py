@@ -2,10 +2,8 @@
 
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -393,76 +391,6 @@ def test_a_thousand_clients_that_leave_at_random_leave_nothing_behind(served: Se
     assert ask(served, LONG | {"seed": 9}).json()["generated_text"] == expected
 
 
-def test_more_than_there_is_room_for_is_told_when_to_come_back(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
-    served = serve(max_requests=2)
-    steps = hold_steps(served, monkeypatch)
-    waiting = [requests.post(f"{served.url}/generate/stream", json=LONG | {"seed": seed}, stream=True, timeout=60) for seed in (1, 2)]
-    answer = ask(served, GREEDY)
-    assert answer.status_code == 429
-    assert int(answer.headers["Retry-After"]) >= 1
-    assert answer.json()["error"]["type"] == "rate_limit_error"
-    steps.release(1000)
-    for each in waiting:
-        assert events(each)[-1][0] == "end", "those that are in are served"
-    wait_until(lambda: served.desk.admission.num_requests == 0, "a place is held")
-    assert ask(served, GREEDY).status_code == 200
-
-
-def test_who_finds_the_house_full_costs_it_no_reading(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
-    served = serve(max_requests=1)
-    writer, steps = served.desk.champion.writer, hold_steps(served, monkeypatch)
-    with requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=60) as waiting:
-        monkeypatch.setattr(writer, "read", lambda _: pytest.fail("it reads the prompt"))
-        monkeypatch.setattr(writer, "frame", lambda _: pytest.fail("it reads the text"))
-        for path, body in (("/generate", GREEDY), ("/generate/stream", GREEDY), ("/score", LONG_TEXT)):
-            assert ask(served, body, path).status_code == 429
-        assert served.meter("rejections_total") == 3
-        steps.release(1000)
-        events(waiting)
-
-
-def test_what_is_being_read_has_a_place_already(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
-    served, goes_on, being_read = serve(max_requests=2), threading.Event(), list[str]()
-
-    def held(read: Callable[[str], Any]) -> Callable[[str], Any]:
-        def after_a_while(text: str) -> Any:
-            being_read.append(text)
-            assert goes_on.wait(60)
-            return read(text)
-
-        return after_a_while
-
-    writer = served.desk.champion.writer
-    monkeypatch.setattr(writer, "read", held(writer.read))
-    monkeypatch.setattr(writer, "frame", held(writer.frame))
-    with ThreadPoolExecutor(2) as pool:
-        answers = [pool.submit(ask, served, GREEDY), pool.submit(ask, served, {"text": PROMPT}, "/score")]
-        wait_until(lambda: len(being_read) == 2, "both are read")
-        assert ask(served, GREEDY).status_code == 429
-        goes_on.set()
-        assert [answer.result().status_code for answer in answers] == [200, 200]
-    assert len(being_read) == 2
-    assert is_empty(served)
-
-
-def test_more_answers_than_there_can_be_at_once_are_a_mistake(serve: Callable[..., Served]) -> None:
-    served = serve(max_requests=2)
-    answer = ask(served, GREEDY | {"n": 3})
-    assert answer.status_code == 400
-    assert answer.json()["error"]["message"] == "n is 3, and there may be 2 answers at once: ask for fewer"
-
-
-def test_a_full_house_that_closes_says_that_it_closes(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
-    served = serve(max_requests=1)
-    steps = hold_steps(served, monkeypatch)
-    with requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=60) as waiting:
-        assert ask(served, GREEDY).status_code == 429
-        monkeypatch.setattr(served.desk, "_end", math.inf)
-        assert ask(served, GREEDY).status_code == 503
-        steps.release(1000)
-        events(waiting)
-
-
 @pytest.mark.parametrize("is_asked_for", [False, True])
 def test_the_log_holds_what_people_write_if_it_is_asked_for(
     serve: Callable[..., Served], is_asked_for: bool, capfd: pytest.CaptureFixture[str]
@@ -475,15 +403,6 @@ def test_the_log_holds_what_people_write_if_it_is_asked_for(
     assert ask(served, {"text": written[3]}, "/score").ok
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
     assert [line["text"] for line in lines if "text" in line] == written * is_asked_for
-
-
-def test_tokens_are_counted_too_and_a_large_request_comes_in_alone(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
-    served = serve(max_tokens=100)
-    assert ask(served, GREEDY | {"max_new_tokens": 150}).status_code == 200
-    steps = hold_steps(served, monkeypatch)
-    with requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=60):
-        assert ask(served, GREEDY).status_code == 429
-        steps.release(1000)
 
 
 def test_at_its_deadline_an_answer_ends_with_what_it_has(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,14 @@ from prosemill.families import family_of
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model folder. Raises `ProsemillError` if the folder lacks it or it is not a fast one."""
+    """The tokenizer of a model folder.
+
+    Raises:
+        ProsemillError: the folder lacks it, or a config names code of its own.
+    """
     if not (folder / "tokenizer.json").is_file():
         raise ProsemillError(f"{folder} has no tokenizer.json: run `dvc repro download` to fetch the base model again")
+    refuse_remote_code(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     return tokenizer

@@ -160,7 +160,10 @@ class Engine(EngineThread):
         return num_given + len(tokens), is_read
 
     def _encode(self, request: Drawn | Scoring, tokens: Sequence[int]) -> bool:
-        """Have the encoder read what a request goes on with; whether it has. With a long one it goes on while others get tokens."""
+        """Have the encoder read what a request goes on with; whether it has. With a long one it goes on while others get tokens.
+
+        Until then nothing else is read: whoever asks says that a whole piece was.
+        """
         if len(tokens) <= CHUNK:
             self._decoder.look_at(self._reading, self._decoder.encode(tokens))
             return True

@@ -33,7 +33,6 @@ from prosemill.generation.engine_thread import EngineThread, Reason, Request, Sc
 from prosemill.generation.engines import INSTALL, OF_VLLM, check_engine, check_family
 from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
-from prosemill.pretrained import refuse_remote_code
 from prosemill.telemetry import switch_off
 
 ENVIRONMENT = {
@@ -235,7 +234,6 @@ def open_engine(
     Raises:
         ProsemillError: vLLM is not installed, finds no device or takes no such model, or the folder is broken.
     """
-    refuse_remote_code(folder)
     check_engine("vllm", precision)
     check_family("vllm", family, whose=str(folder))
     platform, context = _platform(), family.context_size(config.to_dict())

@@ -26,7 +26,7 @@ from prosemill.generation.engines import EngineName
 from prosemill.generation.precision import Precision
 from prosemill.generation.sampling import Settings
 from prosemill.precision import choose_arithmetic, choose_device
-from prosemill.pretrained import end_of_text_id, load_model, load_tokenizer, refuse_remote_code, stop_tokens
+from prosemill.pretrained import end_of_text_id, load_model, load_tokenizer, stop_tokens
 
 NUM_ROWS = 32
 """Texts that are written at once, unless another number is asked for."""
@@ -86,7 +86,6 @@ class Writer:
             ProsemillError: the folder is broken, or of a family that is not supported, or vLLM does not serve it here.
         """
         transformers_logging.disable_progress_bar()
-        refuse_remote_code(folder)
         family, tokenizer = family_of(folder), load_tokenizer(folder)
         stops = stop_tokens(tokenizer, end_of_text_id(tokenizer))
         if engine == "vllm":

@@ -24,6 +24,9 @@ CANDIDATES = 256
 LEAST = 1e-30
 """Share of the likeliest token's probability below which there is no looking step by step for more."""
 
+STRONGEST = 1e30
+"""The strongest repetition penalty, one way or the other: by a stronger one finite logits would become infinite."""
+
 Sums = npt.NDArray[np.float64]
 
 
@@ -109,6 +112,7 @@ def choose(logits: torch.Tensor, draws: Sequence[Draws], seen: Sequence[torch.Te
 
 def penalise(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
     """The logits, those of tokens that were seen brought nearer to those of tokens that will not come."""
+    penalty = min(max(penalty, 1 / STRONGEST), STRONGEST)
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 

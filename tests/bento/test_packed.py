@@ -18,6 +18,7 @@ def folder(tmp_path: Path) -> Path:
     """A version that is sealed, with its base model."""
     (tmp_path / MODEL).mkdir()
     (tmp_path / MODEL / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / MODEL / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
     (tmp_path / BASE).mkdir()
     (tmp_path / BASE / "model.safetensors").write_bytes(b"base weights")
     (tmp_path / EVALUATION).write_text('{"serving": {"cost_int8": 0.001}}', encoding="utf-8")
@@ -37,7 +38,7 @@ def test_a_sealed_version_is_found_again(folder: Path) -> None:
     "alter",
     [
         lambda folder: (folder / MODEL / "model.safetensors").write_bytes(b"Weights"),
-        lambda folder: (folder / MODEL / "config.json").touch(),
+        lambda folder: (folder / MODEL / "generation_config.json").touch(),
         lambda folder: (folder / MODEL / "model.safetensors").rename(folder / "model.safetensors"),
         lambda folder: (folder / MODEL / "model.safetensors").unlink(),
         lambda folder: (folder / BASE / "model.safetensors").write_bytes(b"Base weights"),

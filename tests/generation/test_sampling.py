@@ -136,6 +136,16 @@ def test_a_penalty_is_transformers_and_touches_its_own_row_alone() -> None:
     assert torch.equal(rows, before), "the model's logits are not changed"
 
 
+@pytest.mark.parametrize("penalty", [5e-324, 1e-60, 1e60, 1.7e308])
+def test_no_penalty_makes_numbers_of_logits_that_are_none(penalty: float) -> None:
+    rows = logits(2)
+    rows[:, 3] = 0
+    seen = torch.ones(VOCABULARY, dtype=torch.bool)
+    assert torch.isfinite(penalise(rows[0], seen, penalty)).all()
+    draws = [Draws(Settings(temperature=temperature, repetition_penalty=penalty)) for temperature in (0, 0.8)]
+    assert None not in choose(rows, draws, [seen, seen])
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -9,6 +9,8 @@
 #include <immintrin.h>
 #include <math.h>
 #include <omp.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -25,7 +27,33 @@ enum {
     TILE_ROWS = 16,
     AHEAD = 2048,  // bytes from the levels that are used to those that are fetched: the processor by itself stops at a page's end
     PART = 6,  // blocks that a thread takes at once, so few that those of a small matrix are shared evenly
+    PATIENCE = 1000,  // looks at the others, each some 50 ns, before a thread lets go of its core
 };
+
+// Where the threads of a parallel region wait for each other. OpenMP's own barrier has them sleep at once where a process has more of its
+// threads than cores, as one has whose engine is not its only thread; to wake them takes longer than most of what lies between two barriers.
+typedef struct {
+    atomic_int_fast64_t num_arrived, num_passed;
+} Barrier;
+
+static void wait_for_all(Barrier *barrier) {
+    int64_t num_passed = barrier->num_passed;
+    if (atomic_fetch_add(&barrier->num_arrived, 1) + 1 == omp_get_num_threads()) {
+        barrier->num_arrived = 0;
+        barrier->num_passed++;
+        return;
+    }
+    for (int64_t looks = 0; barrier->num_passed == num_passed; looks++)
+        if (looks < PATIENCE) _mm_pause(); else sched_yield();
+}
+
+// What the threads of a parallel region share.
+typedef struct {
+    Barrier barrier;
+    int64_t fewest_rows_of_tiles;  // from how many rows on AMX multiplies
+    char *inputs;                  // memory for those of a product
+    float *scores;                 // and for those of each thread's attention
+} Team;
 
 typedef struct {
     const float *weight;  // [width], or null for no norm at all
@@ -256,31 +284,32 @@ static Inputs inputs_in(char *memory, int64_t num_rows, int64_t num_in) {
 }
 
 // What all threads of a parallel region do together: out [num_rows, outputs] = norm(rows) · matrix, or out += that. A row begins `stride`
-// numbers after the one before it. `memory` is that of the inputs.
-static void multiply_rows(const float *rows, int64_t num_rows, int64_t stride, const Matrix *matrix, float *out, int adds,
-                          int64_t fewest_rows_of_tiles, char *memory) {
-    Inputs inputs = inputs_in(memory, num_rows, matrix->num_in);
+// numbers after the one before it.
+static void multiply_rows(const float *rows, int64_t num_rows, int64_t stride, const Matrix *matrix, float *out, int adds, Team *team) {
+    Inputs inputs = inputs_in(team->inputs, num_rows, matrix->num_in);
     int64_t num_blocks = filled(matrix->num_out, 2 * LANES) / LANES;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t row = 0; row < num_rows; row++) round_row(rows + row * stride, matrix, &inputs, row);
-    if (num_rows >= fewest_rows_of_tiles) {
-#pragma omp for schedule(static)
+    wait_for_all(&team->barrier);
+    if (num_rows >= team->fewest_rows_of_tiles) {
+#pragma omp for schedule(static) nowait
         for (int64_t part = 0; part < num_blocks; part += PART)
             multiply_with_tiles(matrix, &inputs, part, part + PART < num_blocks ? part + PART : num_blocks, out, adds);
     } else {
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
         for (int64_t block = 0; block < num_blocks; block++) multiply(matrix, &inputs, block, out, adds);
     }
+    wait_for_all(&team->barrier);
 }
 
 // out [num_rows, outputs] = norm(hidden [num_rows, inputs]) · matrix. Returns whether there was memory for it.
 int64_t product(const float *hidden, int64_t num_rows, const Matrix *matrix, float *out, int64_t fewest_rows_of_tiles,
                 int64_t num_threads) {
-    char *memory = aligned_alloc(64, bytes_of_inputs(num_rows, matrix->num_in));
-    if (!memory) return 0;
+    Team team = {.fewest_rows_of_tiles = fewest_rows_of_tiles, .inputs = aligned_alloc(64, bytes_of_inputs(num_rows, matrix->num_in))};
+    if (!team.inputs) return 0;
 #pragma omp parallel num_threads(num_threads)
-    multiply_rows(hidden, num_rows, matrix->num_in, matrix, out, 0, fewest_rows_of_tiles, memory);
-    free(memory);
+    multiply_rows(hidden, num_rows, matrix->num_in, matrix, out, 0, &team);
+    free(team.inputs);
     return 1;
 }
 
@@ -446,30 +475,32 @@ static int64_t bytes_of_scores(const Attention *attention, int64_t num_threads) 
     return filled(num_threads * 4 * attention->capacity * sizeof(float), 64);
 }
 
-// What all threads of a parallel region do together: as `attend`. `scores` has room for those of each thread.
-static void attend_places(const Attention *attention, float *mixed, const Places *places, float *scores, float *out) {
+// What all threads of a parallel region do together: as `attend`.
+static void attend_places(const Attention *attention, float *mixed, const Places *places, float *out, Team *team) {
     int64_t size = attention->head_size, num_heads = attention->num_heads, num_kv_heads = attention->num_kv_heads;
     int64_t width = (num_heads + 2 * num_kv_heads) * size;
-    scores += omp_get_thread_num() * 4 * attention->capacity;
-#pragma omp for schedule(static)
+    float *scores = team->scores + omp_get_thread_num() * 4 * attention->capacity;
+#pragma omp for schedule(static) nowait
     for (int64_t token = 0; token < places->num_tokens; token++)
         keep(attention, mixed + token * width, places->rows[token], places->positions[token]);
-#pragma omp for schedule(static, 1)  // a thread's tokens are early and late ones, which see few keys and many
+    wait_for_all(&team->barrier);
+#pragma omp for schedule(static, 1) nowait  // a thread's tokens are early and late ones, which see few keys and many
     for (int64_t part = 0; part < places->num_tokens * num_kv_heads; part++) {
         int64_t token = part / num_kv_heads, kv_head = part % num_kv_heads, end = places->positions[token] + 1;
         int64_t begin = attention->window && end > attention->window ? end - attention->window : 0;
         const uint16_t *keys = attention->cache + (places->rows[token] * 2 * num_kv_heads + kv_head) * attention->capacity * size;
         attend_head(attention, mixed + token * width, keys, kv_head, begin, end, scores, out + token * num_heads * size);
     }
+    wait_for_all(&team->barrier);
 }
 
 // out [tokens, heads · head size] of mixed [tokens, heads + 2 · key heads, head size], which is changed. Returns whether there was memory.
 int64_t attend(const Attention *attention, float *mixed, const Places *places, float *out, int64_t num_threads) {
-    float *scores = aligned_alloc(64, bytes_of_scores(attention, num_threads));
-    if (!scores) return 0;
+    Team team = {.scores = aligned_alloc(64, bytes_of_scores(attention, num_threads))};
+    if (!team.scores) return 0;
 #pragma omp parallel num_threads(num_threads)
-    attend_places(attention, mixed, places, scores, out);
-    free(scores);
+    attend_places(attention, mixed, places, out, &team);
+    free(team.scores);
     return 1;
 }
 
@@ -528,15 +559,16 @@ TARGET static void activate(const Layer *layer, float *row) {
 // What all threads of a parallel region do together: hidden [tokens, width] after a layer, each part of which adds to it. The other arrays
 // have room for what lies between.
 static void pass_layer(const Layer *layer, const Attention *attention, const Places *places, float *hidden, float *mixed, float *attended,
-                       float *scores, char *memory, int64_t fewest_rows_of_tiles) {
+                       Team *team) {
     int64_t num_tokens = places->num_tokens, width = layer->query_key_value.num_in;
-    multiply_rows(hidden, num_tokens, width, &layer->query_key_value, mixed, 0, fewest_rows_of_tiles, memory);
-    attend_places(attention, mixed, places, scores, attended);
-    multiply_rows(attended, num_tokens, layer->output.num_in, &layer->output, hidden, 1, fewest_rows_of_tiles, memory);
-    multiply_rows(hidden, num_tokens, width, &layer->up, mixed, 0, fewest_rows_of_tiles, memory);
-#pragma omp for schedule(static)
+    multiply_rows(hidden, num_tokens, width, &layer->query_key_value, mixed, 0, team);
+    attend_places(attention, mixed, places, attended, team);
+    multiply_rows(attended, num_tokens, layer->output.num_in, &layer->output, hidden, 1, team);
+    multiply_rows(hidden, num_tokens, width, &layer->up, mixed, 0, team);
+#pragma omp for schedule(static) nowait
     for (int64_t token = 0; token < num_tokens; token++) activate(layer, mixed + token * layer->up.num_out);
-    multiply_rows(mixed, num_tokens, layer->up.num_out, &layer->down, hidden, 1, fewest_rows_of_tiles, memory);
+    wait_for_all(&team->barrier);
+    multiply_rows(mixed, num_tokens, layer->up.num_out, &layer->down, hidden, 1, team);
 }
 
 static int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -552,15 +584,17 @@ int64_t forward(const Layer *layers, int64_t num_layers, const Attention *attent
     int64_t of_inputs = bytes_of_inputs(num_tokens, greater(layers->down.num_in, greater(layers->up.num_in, layers->output.num_in)));
     char *memory = aligned_alloc(64, of_mixed + of_attended + of_scores + of_inputs);
     if (!memory) return 0;
-    float *mixed = (float *)memory, *attended = (float *)(memory + of_mixed), *scores = (float *)(memory + of_mixed + of_attended);
-    char *inputs = memory + of_mixed + of_attended + of_scores;
+    float *mixed = (float *)memory, *attended = (float *)(memory + of_mixed);
+    Team team = {.fewest_rows_of_tiles = fewest_rows_of_tiles,
+                 .scores = (float *)(memory + of_mixed + of_attended),
+                 .inputs = memory + of_mixed + of_attended + of_scores};
 #pragma omp parallel num_threads(num_threads)
     for (int64_t number = 0; number < num_layers; number++) {
         Attention own = *attention;
         own.cache += number * of_layer;
         own.scale = layers[number].scale;
         own.window = layers[number].window;
-        pass_layer(layers + number, &own, places, hidden, mixed, attended, scores, inputs, fewest_rows_of_tiles);
+        pass_layer(layers + number, &own, places, hidden, mixed, attended, &team);
     }
     free(memory);
     return 1;

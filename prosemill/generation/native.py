@@ -149,7 +149,8 @@ class Pages:
         """Bytes of a shape."""
         size = math.prod(shape)
         if size > len(self._left):
-            region = mmap.mmap(-1, max(size, self._region))
+            # Private, as Linux by its defaults has no large pages for memory that is shared.
+            region = mmap.mmap(-1, max(size, self._region), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             with suppress(OSError):
                 region.madvise(mmap.MADV_HUGEPAGE)
             self._left = torch.frombuffer(region, dtype=torch.uint8)

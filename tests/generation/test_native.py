@@ -1,5 +1,6 @@
 """The native kernels: right to the last bits, and the same bits in every company."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,6 +192,20 @@ def test_what_is_held_in_pages_lies_side_by_side_and_apart() -> None:
     one, two, large = (pages.take(*shape).fill_(number) for number, shape in enumerate([(5, 64), (3, 64), (2**12, 2)]))
     assert two.data_ptr() == one.data_ptr() + one.numel()
     assert [int(each.sum()) for each in (one, two, large)] == [0, 3 * 64, 2 * 2**13]
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no large pages")
+def test_pages_may_be_large_ones() -> None:
+    """Linux gives such to private memory that asks for them, and by its defaults to no shared one."""
+    taken = Pages(2**22).take(2**21)
+    found = []
+    for mapping in re.split(r"^(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        addresses, permissions = mapping.split()[:2]
+        begin, end = (int(address, 16) for address in addresses.split("-"))
+        if begin <= taken.data_ptr() < end:
+            found = [permissions, *mapping.partition("VmFlags:")[2].split()]
+    assert found[0] == "rw-p"
+    assert "hg" in found
 
 
 @compiles

@@ -4,6 +4,7 @@ Weights that are trained stay in fp32; bf16 and fp16 are the arithmetic of the m
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,7 @@ def autocast(arithmetic: Arithmetic, device: torch.device) -> AbstractContextMan
     return torch.autocast(device.type, dtype=DTYPES[arithmetic])
 
 
+@cache
 def _cpu_multiplies_bf16() -> bool:
     """Whether the CPU multiplies bf16 in hardware; emulated bf16 is slower than fp32."""
     flags = Path("/proc/cpuinfo")

@@ -5,7 +5,7 @@
     logits = decoder.step([5, 9], [12, 40])          # the last tokens of rows 0 and 1, at their positions: [2, vocabulary]
 
 Products and norms (`kernels`) look at each row by itself, and so does attention (`attention`): on a CPU a text's logits are the same bits
-whatever is written beside it, with weights in int8 and int4, and in bf16 where the processor multiplies such numbers; not in fp32.
+whatever is written beside it, with weights in int8 and int4, and in bf16 where the processor or `native` multiplies it; not in fp32.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,8 +68,10 @@ class Decoder:
         self._device = layout.embedding.device
         self._embedding = layout.embedding.detach().float()
         self._positions = None if layout.positions is None else layout.positions.detach().float()
-        library = native.load() if precision == "int8" and self._device.type == "cpu" else None
-        self._native = native.NativeLayers(library, layout) if library is not None and native.NativeLayers.takes(layout) else None
+        library = native.load_for(precision, self._device)
+        if not native.NativeLayers.takes(layout):
+            library = None
+        self._native = None if library is None else native.NativeLayers(library, layout, precision)
         self._layers = [] if self._native is not None else [_prepare_layer(layer, precision) for layer in layout.layers]
         self._head, self._head_scale = prepare_head(layout.head, precision, layout.norm), layout.head_scale
         self._num_heads, self._head_size = layout.num_heads, layout.head_size

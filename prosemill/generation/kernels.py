@@ -34,9 +34,11 @@ def prepare(matrix: Matrix, precision: Precision, norm: Norm | None = None) -> P
 
     One of a shape that int4's kernel does not take is held in int8, or else in bf16.
     """
-    library = native.load()
-    if precision == "int8" and library is not None and matrix.weight.device.type == "cpu":
-        return native.NativeProduct(library, matrix, norm)
+    num_out, num_in = matrix.weight.shape
+    if precision == "int4" and (num_in % GROUP or num_out % 16):
+        precision = "int8"
+    if (library := native.load_for(precision, matrix.weight.device)) is not None:
+        return native.NativeProduct(library, matrix, norm, precision)
     product, bias = _PREPARED[precision](matrix.weight.detach().float()), None if matrix.bias is None else matrix.bias.detach().float()
     read = _unchanged if norm is None else _prepare_norm(norm)
     if bias is None:
@@ -96,8 +98,6 @@ def _int8(weight: torch.Tensor) -> Product:
 def _int4(weight: torch.Tensor) -> Product:
     """A scale and an offset for each `GROUP` inputs of each output."""
     num_out, num_in = weight.shape
-    if num_in % GROUP or num_out % 16:
-        return _int8(weight)
     groups = weight.reshape(num_out, -1, GROUP)
     low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
     scales = ((high - low) / 15).clamp(min=TINY)

@@ -1,8 +1,9 @@
 // What a step of the decoder spends its time in, for processors with AVX-512 VNNI: `native.py` compiles and calls it.
 //
-// A product is exact until its last operation. Its inputs are whole numbers of 16 bits, a scale for each row, held as two halves of 8 bits:
-// 256 · high + low. Its weights are whole numbers of 8 bits, a scale for each output. Integers add up to the same sum in every order, so a row's
-// result is the same bits whatever rows stand beside it, with however many threads, with or without AMX.
+// A product by weights of 8 bits is exact until its last operation. Its inputs are whole numbers of 16 bits, a scale for each row, held as two
+// halves of 8 bits: 256 · high + low. Its weights are whole numbers, a scale for each output. Integers add up to the same sum in every order, so
+// a row's result is the same bits whatever rows stand beside it, with however many threads, with or without AMX. A product by weights of bf16,
+// for processors that do not multiply such numbers, adds up in fp32, in one order.
 //
 // Threads are those of torch's own OpenMP.
 
@@ -64,23 +65,30 @@ typedef struct {
 // A matrix, behind the norm of its inputs. Its arrays are filled up to 64 inputs and 32 outputs, or multiples of them.
 typedef struct {
     Norm norm;
-    const uint8_t *levels;  // [blocks of 16 outputs, inputs / 4, 16, 4]: a weight is scale · (level - 128)
-    const float *scales;    // [outputs]
-    const float *bias;      // [outputs], or null
+    const uint8_t *levels;    // [blocks of 16 outputs, inputs / 4, 16, 4]: a weight is scale · (level - 128)
+    const float *scales;      // [outputs]
+    const uint16_t *numbers;  // [blocks of 16 outputs, inputs, 16]: weights of bf16, in the place of levels and scales; or null
+    const float *bias;        // [outputs], or null
     int64_t num_in, num_out;
 } Matrix;
 
-// Rows of inputs as whole numbers.
+// Rows of inputs as whole numbers, or as they are for weights of bf16.
 typedef struct {
     int8_t *high, *low;  // [num_rows, num_in]
     float *scales;       // [num_rows]
     int32_t *sums;       // [num_rows, 2], of the highs and of the lows
+    float *whole;        // [num_rows, num_in], where the others lie else
     int64_t num_rows, num_in;  // inputs of a row with what fills them up
 } Inputs;
 
 static int64_t filled(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
 INLINE __mmask16 first(int64_t count) { return count >= LANES ? 0xffff : (__mmask16)((1u << (count > 0 ? count : 0)) - 1); }
+
+// 16 numbers of bf16.
+INLINE __m512 widened(const uint16_t *numbers, __mmask16 mask) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, numbers)), 16));
+}
 
 // 16 inputs of a row from `k` on, after the norm, whose shift and factor are the row's.
 INLINE __m512 normed(const float *row, const Norm *norm, int64_t k, __mmask16 mask, __m512 shift, __m512 factor) {
@@ -110,12 +118,17 @@ TARGET static void measure(const float *row, int64_t width, const Norm *norm, fl
 }
 
 // Row `number` of a matrix's inputs.
-TARGET static void round_row(const float *row, const Matrix *matrix, const Inputs *inputs, int64_t number) {
+TARGET static void read_row(const float *row, const Matrix *matrix, const Inputs *inputs, int64_t number) {
     const Norm *norm = &matrix->norm;
     int64_t width = matrix->num_in;
     float shift, factor;
     measure(row, width, norm, &shift, &factor);
     __m512 shifts = _mm512_set1_ps(shift), factors = _mm512_set1_ps(factor), largest = _mm512_setzero_ps();
+    if (matrix->numbers) {
+        for (int64_t k = 0; k < inputs->num_in; k += LANES)
+            _mm512_storeu_ps(inputs->whole + number * inputs->num_in + k, normed(row, norm, k, first(width - k), shifts, factors));
+        return;
+    }
     for (int64_t k = 0; k < width; k += LANES)
         largest = _mm512_max_ps(largest, _mm512_abs_ps(normed(row, norm, k, first(width - k), shifts, factors)));
     float most = fmaxf(_mm512_reduce_max_ps(largest), 1e-30f);
@@ -143,19 +156,24 @@ INLINE __m512i four(const int8_t *inputs) {
     return _mm512_set1_epi32(bytes);
 }
 
-// 16 outputs of a row: the sums of highs and lows by levels, of which 128 is 0, joined and multiplied by the scales; with what is there
-// already, if `adds`.
-INLINE void put(const Matrix *matrix, const Inputs *inputs, int64_t block, int64_t row, __m512i high, __m512i low, float *out, int adds) {
+// 16 outputs of a row, with their bias, and with what is there already if `adds`.
+INLINE void put(const Matrix *matrix, int64_t block, int64_t row, __m512 sum, float *out, int adds) {
     int64_t begin = block * LANES;
     __mmask16 mask = first(matrix->num_out - begin);
-    high = _mm512_sub_epi32(high, _mm512_set1_epi32(128 * inputs->sums[2 * row]));
-    low = _mm512_sub_epi32(low, _mm512_set1_epi32(128 * inputs->sums[2 * row + 1]));
-    __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256), _mm512_cvtepi32_ps(low));
-    sum = _mm512_mul_ps(sum, _mm512_mul_ps(_mm512_set1_ps(inputs->scales[row]), _mm512_loadu_ps(matrix->scales + begin)));
     if (matrix->bias) sum = _mm512_add_ps(sum, _mm512_loadu_ps(matrix->bias + begin));
     out += row * matrix->num_out + begin;
     if (adds) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum);
     _mm512_mask_storeu_ps(out, mask, sum);
+}
+
+// The same of the sums of highs and lows by levels, of which 128 is 0, joined and multiplied by the scales.
+INLINE void put_scaled(const Matrix *matrix, const Inputs *inputs, int64_t block, int64_t row, __m512i high, __m512i low, float *out,
+                       int adds) {
+    high = _mm512_sub_epi32(high, _mm512_set1_epi32(128 * inputs->sums[2 * row]));
+    low = _mm512_sub_epi32(low, _mm512_set1_epi32(128 * inputs->sums[2 * row + 1]));
+    __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256), _mm512_cvtepi32_ps(low));
+    sum = _mm512_mul_ps(sum, _mm512_mul_ps(_mm512_set1_ps(inputs->scales[row]), _mm512_loadu_ps(matrix->scales + block * LANES)));
+    put(matrix, block, row, sum, out, adds);
 }
 
 // A block of 16 outputs of rows [row, row + count), whose sums are kept in `ways` parts for the processor to work on at once. Both are
@@ -182,13 +200,41 @@ INLINE void block_of_rows(const Matrix *matrix, const Inputs *inputs, int64_t bl
             high[r][0] = _mm512_add_epi32(high[r][0], high[r][way]);
             low[r][0] = _mm512_add_epi32(low[r][0], low[r][way]);
         }
-        put(matrix, inputs, block, row + r, high[r][0], low[r][0], out, adds);
+        put_scaled(matrix, inputs, block, row + r, high[r][0], low[r][0], out, adds);
+    }
+}
+
+// The same of weights of bf16, always in as many parts, which are always added up in the same order.
+INLINE void block_of_numbers(const Matrix *matrix, const Inputs *inputs, int64_t block, int64_t row, int count, float *out, int adds) {
+    int64_t num_in = inputs->num_in;
+    const uint16_t *numbers = matrix->numbers + block * num_in * LANES;
+    const float *whole = inputs->whole + row * num_in;
+    __m512 sums[4][4];
+    for (int r = 0; r < count; r++)
+        for (int way = 0; way < 4; way++) sums[r][way] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < num_in; k += 4) {
+        _mm_prefetch((const char *)(numbers + k * LANES) + AHEAD, _MM_HINT_T0);
+        _mm_prefetch((const char *)(numbers + k * LANES) + AHEAD + 64, _MM_HINT_T0);
+        for (int way = 0; way < 4; way++) {
+            __m512 weights = widened(numbers + (k + way) * LANES, 0xffff);
+            for (int r = 0; r < count; r++)
+                sums[r][way] = _mm512_fmadd_ps(weights, _mm512_set1_ps(whole[r * num_in + k + way]), sums[r][way]);
+        }
+    }
+    for (int r = 0; r < count; r++) {
+        __m512 sum = _mm512_add_ps(_mm512_add_ps(sums[r][0], sums[r][1]), _mm512_add_ps(sums[r][2], sums[r][3]));
+        put(matrix, block, row + r, sum, out, adds);
     }
 }
 
 // A block of 16 outputs of all rows.
 TARGET static void multiply(const Matrix *matrix, const Inputs *inputs, int64_t block, float *out, int adds) {
     int64_t row = 0;
+    if (matrix->numbers) {
+        for (; row + 4 <= inputs->num_rows; row += 4) block_of_numbers(matrix, inputs, block, row, 4, out, adds);
+        for (; row < inputs->num_rows; row++) block_of_numbers(matrix, inputs, block, row, 1, out, adds);
+        return;
+    }
     for (; row + 4 <= inputs->num_rows; row += 4) block_of_rows(matrix, inputs, block, row, 4, 1, out, adds);
     for (; row + 2 <= inputs->num_rows; row += 2) block_of_rows(matrix, inputs, block, row, 2, 2, out, adds);
     if (row < inputs->num_rows) block_of_rows(matrix, inputs, block, row, 1, 4, out, adds);
@@ -252,7 +298,7 @@ TARGET_AMX static void multiply_tiles(const Matrix *matrix, const Inputs *inputs
     for (int64_t r = 0; r < num_rows; r++)
         for (int64_t half = 0; half < 2; half++) {
             __m512i above = _mm512_loadu_si512(sums[2 * half][r]), below = _mm512_loadu_si512(sums[2 * half + 1][r]);
-            put(matrix, inputs, block + half, row + r, above, below, out, adds);
+            put_scaled(matrix, inputs, block + half, row + r, above, below, out, adds);
         }
 }
 
@@ -273,14 +319,14 @@ int64_t request_amx(void) {
 }
 
 static int64_t bytes_of_inputs(int64_t num_rows, int64_t num_in) {
-    return 2 * filled(num_rows * filled(num_in, STEP), 64) + 2 * filled(num_rows * 8, 64);
+    return num_rows * filled(num_in, STEP) * sizeof(float) + 2 * filled(num_rows * 8, 64);
 }
 
 static Inputs inputs_in(char *memory, int64_t num_rows, int64_t num_in) {
     num_in = filled(num_in, STEP);
     int64_t of_half = filled(num_rows * num_in, 64), of_rows = filled(num_rows * 8, 64);
     return (Inputs){.high = (int8_t *)memory, .low = (int8_t *)memory + of_half, .scales = (float *)(memory + 2 * of_half),
-                    .sums = (int32_t *)(memory + 2 * of_half + of_rows), .num_rows = num_rows, .num_in = num_in};
+                    .sums = (int32_t *)(memory + 2 * of_half + of_rows), .whole = (float *)memory, .num_rows = num_rows, .num_in = num_in};
 }
 
 // What all threads of a parallel region do together: out [num_rows, outputs] = norm(rows) · matrix, or out += that. A row begins `stride`
@@ -289,9 +335,9 @@ static void multiply_rows(const float *rows, int64_t num_rows, int64_t stride, c
     Inputs inputs = inputs_in(team->inputs, num_rows, matrix->num_in);
     int64_t num_blocks = filled(matrix->num_out, 2 * LANES) / LANES;
 #pragma omp for schedule(static) nowait
-    for (int64_t row = 0; row < num_rows; row++) round_row(rows + row * stride, matrix, &inputs, row);
+    for (int64_t row = 0; row < num_rows; row++) read_row(rows + row * stride, matrix, &inputs, row);
     wait_for_all(&team->barrier);
-    if (num_rows >= team->fewest_rows_of_tiles) {
+    if (num_rows >= team->fewest_rows_of_tiles && matrix->levels) {
 #pragma omp for schedule(static) nowait
         for (int64_t part = 0; part < num_blocks; part += PART)
             multiply_with_tiles(matrix, &inputs, part, part + PART < num_blocks ? part + PART : num_blocks, out, adds);
@@ -329,11 +375,6 @@ typedef struct {
     const int64_t *rows, *positions;
     int64_t num_tokens;
 } Places;
-
-// 16 numbers of bf16.
-INLINE __m512 widened(const uint16_t *numbers, __mmask16 mask) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, numbers)), 16));
-}
 
 // To the nearest number of bf16, of two the even one.
 static inline uint16_t narrowed(float number) {

@@ -1,7 +1,7 @@
 """`native.c`, compiled at its first use and called: layers, and their parts, and draws, for AVX-512 VNNI and where there is a C compiler.
 
-    if (library := load()) is not None:
-        product = NativeProduct(library, matrix, norm)
+    if (library := load_for("int8", matrix.weight.device)) is not None:
+        product = NativeProduct(library, matrix, norm, "int8")
         output = product(hidden)             # [rows, in] to [rows, out], fp32
 
 What it computes is the same to the bit whatever rows stand beside each other, with any number of threads.
@@ -28,6 +28,8 @@ import torch
 from prosemill.console import say
 from prosemill.errors import first_line
 from prosemill.generation.layout import Layer, Layout, Matrix, Norm
+from prosemill.generation.precision import Precision
+from prosemill.precision import choose_arithmetic
 
 SOURCE = Path(__file__).with_suffix(".c")
 COMPILER = "gcc"  # its OpenMP is the one that torch brings along
@@ -52,7 +54,7 @@ class _Norm(Structure):
 class _Matrix(Structure):
     _fields_ = (
         ("norm", _Norm),
-        *((name, c_void_p) for name in ("levels", "scales", "bias")),
+        *((name, c_void_p) for name in ("levels", "scales", "numbers", "bias")),
         *((name, c_int64) for name in ("num_in", "num_out")),
     )
 
@@ -113,6 +115,12 @@ def load() -> Library | None:
     return Library(functions, FEWEST_ROWS_OF_TILES if has_tiles else NEVER)
 
 
+def load_for(precision: Precision, device: torch.device) -> Library | None:
+    """The library, if it multiplies by weights in a precision: in int8, and in bf16 where the processor has no instructions for that."""
+    is_ours = precision == "int8" or (precision == "bf16" and choose_arithmetic("auto", device) != "bf16")
+    return load() if is_ours and device.type == "cpu" else None
+
+
 def _compile(compiler: str) -> Path:
     """The library's file, which is kept for the next process. Raises `OSError` or `CalledProcessError` if it cannot be made."""
     from platformdirs import user_cache_path
@@ -159,26 +167,29 @@ class Pages:
 
 
 class NativeProduct:
-    """A matrix of 8 bits, behind a norm if one is given, whose inputs are rounded to 16 bits."""
+    """A matrix, behind a norm if one is given: in int8, whose inputs are rounded to 16 bits, or in bf16."""
 
-    def __init__(self, library: Library, matrix: Matrix, norm: Norm | None, pages: Pages | None = None) -> None:
+    def __init__(self, library: Library, matrix: Matrix, norm: Norm | None, precision: Precision, pages: Pages | None = None) -> None:
         """Prepare a matrix.
 
         Args:
             library: Of the functions.
             matrix: What is multiplied by.
             norm: Of the inputs.
+            precision: int8 or bf16.
             pages: Where to hold it, beside those that are read before and after it.
         """
         self._library, (self._num_out, num_in) = library, matrix.weight.shape
         assert num_in <= MOST_IN
-        levels, scales = _packed(matrix.weight.detach().float(), pages or Pages())
-        bias = None if matrix.bias is None else _filled(matrix.bias, len(scales))
+        weight, pages = _filled(matrix.weight, NUM_OUT, NUM_IN), pages or Pages()
+        levels, scales = _levels(weight, pages) if precision == "int8" else (None, None)
+        numbers = _numbers(weight, pages) if precision == "bf16" else None
+        bias = None if matrix.bias is None else _filled(matrix.bias, NUM_OUT)
         weights = (None, None) if norm is None else (norm.weight, norm.bias)
         of_norm = [None if each is None else each.detach().float().contiguous() for each in weights]
-        self._tensors = (*of_norm, levels, scales, bias)
+        self._tensors = (*of_norm, levels, scales, numbers, bias)
         norm_struct = _Norm(*map(_pointer, of_norm), 0 if norm is None else norm.epsilon)
-        self.struct = _Matrix(norm_struct, *map(_pointer, (levels, scales, bias)), num_in, self._num_out)
+        self.struct = _Matrix(norm_struct, *map(_pointer, (levels, scales, numbers, bias)), num_in, self._num_out)
         """As the source takes it."""
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -192,19 +203,24 @@ class NativeProduct:
         return out
 
 
-def _packed(weight: torch.Tensor, pages: Pages) -> tuple[torch.Tensor, torch.Tensor]:
-    """Levels [blocks, in / 4, LANES, 4] and scales [out] of a matrix, filled up."""
-    num_out, num_in = weight.shape
+def _levels(weight: torch.Tensor, pages: Pages) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels [blocks, in / 4, LANES, 4] and scales [out] of a matrix in int8."""
     scales = weight.abs().amax(dim=1).clamp_(min=torch.finfo(torch.float32).tiny).div_(ZERO - 1)
-    levels = torch.full((-(-num_out // NUM_OUT) * NUM_OUT, -(-num_in // NUM_IN) * NUM_IN), ZERO, dtype=torch.uint8)
-    levels[:num_out, :num_in] = torch.round(weight / scales[:, None]).add_(ZERO).to(torch.uint8)
-    blocks = levels.view(len(levels) // LANES, LANES, -1, 4).transpose(1, 2)
-    return pages.take(*blocks.shape).copy_(blocks), _filled(scales, len(levels))
+    levels = torch.round(weight / scales[:, None]).add_(ZERO).to(torch.uint8)
+    blocks = levels.view(-1, LANES, weight.shape[1] // 4, 4).transpose(1, 2)
+    return pages.take(*blocks.shape).copy_(blocks), scales
 
 
-def _filled(numbers: torch.Tensor, size: int) -> torch.Tensor:
-    filled = torch.zeros(size)
-    filled[: len(numbers)] = numbers.detach()
+def _numbers(weight: torch.Tensor, pages: Pages) -> torch.Tensor:
+    """Numbers [blocks, in, LANES] of a matrix in bf16."""
+    blocks = weight.to(torch.bfloat16).view(-1, LANES, weight.shape[1]).transpose(1, 2)
+    return pages.take(2 * blocks.numel()).view(torch.bfloat16).view(blocks.shape).copy_(blocks)
+
+
+def _filled(numbers: torch.Tensor, *steps: int) -> torch.Tensor:
+    """In fp32, with zeros up to the next multiple of a step in each dimension."""
+    filled = torch.zeros([-(-size // step) * step for size, step in zip(numbers.shape, steps, strict=True)])
+    filled[tuple(map(slice, numbers.shape))] = numbers.detach()
     return filled
 
 
@@ -271,8 +287,9 @@ class NativeLayers:
         is_known = all(layer.cross_attention is None and layer.feed_forward.activation in ACTIVATIONS for layer in layout.layers)
         return is_known and len({_shapes(layer) for layer in layout.layers}) == 1
 
-    def __init__(self, library: Library, layout: Layout) -> None:
-        self._library, self._attention = library, NativeAttention(library, layout)
+    def __init__(self, library: Library, layout: Layout, precision: Precision) -> None:
+        """Prepare them, with weights in int8 or bf16."""
+        self._library, self._attention, self._precision = library, NativeAttention(library, layout), precision
         self._products: list[NativeProduct] = []
         self._pages = Pages(REGION)
         self._layers = (_Layer * len(layout.layers))(*map(self._struct, layout.layers))
@@ -285,7 +302,7 @@ class NativeLayers:
             (feed_forward.up, feed_forward.norm),
             (feed_forward.down, None),
         )
-        products = [NativeProduct(self._library, matrix, norm, self._pages) for matrix, norm in matrices]
+        products = [NativeProduct(self._library, matrix, norm, self._precision, self._pages) for matrix, norm in matrices]
         self._products += products
         activation = ACTIVATIONS[feed_forward.activation]
         structs = [product.struct for product in products]

@@ -12,7 +12,7 @@ from prosemill.generation.decoder import CHUNK, Decoder
 from prosemill.generation.kernels import GROUP, prepare
 from prosemill.generation.layout import Matrix
 from prosemill.generation.precision import Precision
-from tests.generation.models import INVARIANT, Tiny, draw, draw_as_smollm2, multiplies_bf16, numbers_of_threads, prompts
+from tests.generation.models import INVARIANT, Tiny, draw, draw_as_smollm2, multiplies_bf16, need_invariance, numbers_of_threads, prompts
 from tests.models import VOCABULARY
 
 LENGTHS = [3, 20, 61, 64, 130]
@@ -66,6 +66,7 @@ def test_greedy_text_is_that_of_generate(tiny: Tiny) -> None:
 
 def check_that_company_changes_no_bit(tiny: Tiny, precision: Precision, *, every: int = 1) -> None:
     """Compare the logits of rows that are read and written alone with theirs among `COMPANY`, of `every` so many rows one."""
+    need_invariance(precision)
     given = prompts(COMPANY)
     _, together = write(tiny, decoder_of(tiny, precision, len(given)), given)
     decoder = decoder_of(tiny, precision, 1)

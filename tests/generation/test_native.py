@@ -14,12 +14,14 @@ from prosemill.generation.attention import FusedAttention, TorchAttention
 from prosemill.generation.decoder import CHUNK, Decoder
 from prosemill.generation.layout import Attention, FeedForward, Layer, Layout, Matrix, Norm
 from prosemill.generation.native import ACTIVATIONS, NEVER, Library, NativeLayers, NativeProduct, Pages, Places
+from prosemill.generation.precision import Precision
 from tests.generation.models import CONTEXT, compiles, draw, draw_as_smollm2, numbers_of_threads, prompts
 
 SHAPES = [(960, 576), (100, 70), (16, 64), (7, 3), (48, 1536)]
 NUM_ROWS = 70  # more than two tiles twice
 DECODERS = [name for name, family in sorted(families().items()) if family.task == "CAUSAL_LM"]
 SMOLLM2 = "SmolLM2"
+HELD: tuple[Precision, ...] = ("int8", "bf16")
 
 
 @pytest.fixture
@@ -34,8 +36,10 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def eight_bits(weight: torch.Tensor) -> torch.Tensor:
-    """The weights that a product of 8 bits holds."""
+def rounded(weight: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """The weights that a product holds."""
+    if precision == "bf16":
+        return weight.bfloat16().float()
     scales = weight.abs().amax(dim=1, keepdim=True) / 127
     return torch.round(weight / scales) * scales
 
@@ -43,7 +47,8 @@ def eight_bits(weight: torch.Tensor) -> torch.Tensor:
 @compiles
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", ["plain", "root mean square", "layer norm"])
-def test_a_product_is_that_of_its_rounded_weights(library: Library, shape: tuple[int, int], kind: str) -> None:
+@pytest.mark.parametrize("precision", HELD)
+def test_a_product_is_that_of_its_rounded_weights(library: Library, shape: tuple[int, int], kind: str, precision: Precision) -> None:
     weight, bias, hidden = random(*shape), random(shape[0], seed=1), 3 * random(5, shape[1], seed=2) + 1
     norm_weight, norm_bias = random(shape[1], seed=3), random(shape[1], seed=4)
     norms = {"plain": None, "root mean square": Norm(norm_weight, None, 1e-5), "layer norm": Norm(norm_weight, norm_bias, 1e-5)}
@@ -53,9 +58,9 @@ def test_a_product_is_that_of_its_rounded_weights(library: Library, shape: tuple
     if kind == "layer norm":
         expected = torch.nn.functional.layer_norm(expected, (shape[1],), norm_weight.double(), norm_bias.double(), 1e-5)
     steps = expected.abs().amax(dim=1) / (127 * 256)  # between two inputs of 16 bits; half of it is lost at most
-    most = 0.5 * steps[:, None] * eight_bits(weight).abs().sum(dim=1)
-    expected = expected @ eight_bits(weight).double().T + bias
-    found = NativeProduct(library, Matrix(weight, bias), norms[kind])(hidden)
+    most = 0.5 * steps[:, None] * rounded(weight, precision).abs().sum(dim=1)
+    expected = expected @ rounded(weight, precision).double().T + bias
+    found = NativeProduct(library, Matrix(weight, bias), norms[kind], precision)(hidden)
     assert ((found - expected).abs() < most + 1e-5 * expected.abs().max()).all()
     assert float((found - expected).norm() / expected.norm()) < 1e-4
 
@@ -66,28 +71,30 @@ def test_inputs_a_thousand_times_larger_than_the_others_leave_them_their_precisi
     hidden[:, 5] *= 1000
     weight[:, 5] = 0
     weight[0, 5] = 1e-3  # one output sees them, a little
-    found = NativeProduct(library, Matrix(weight), None)(hidden)[1:]
-    expected = hidden[1:].double() @ eight_bits(weight).double().T
+    found = NativeProduct(library, Matrix(weight), None, "int8")(hidden)[1:]
+    expected = hidden[1:].double() @ rounded(weight, "int8").double().T
     assert float((found - expected).norm() / expected.norm()) < 0.03
 
 
 @compiles
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("fewest", [1, NEVER], ids=["AMX", "VNNI"])
-def test_a_row_gets_the_same_bits_in_every_company(library: Library, shape: tuple[int, int], fewest: int) -> None:
+@pytest.mark.parametrize("precision", HELD)
+def test_a_row_gets_the_same_bits_in_every_company(library: Library, shape: tuple[int, int], fewest: int, precision: Precision) -> None:
     if fewest == 1 and library.fewest_rows_of_tiles == NEVER:
         pytest.skip("this processor has no AMX")
     weight, hidden = Matrix(random(*shape)), random(NUM_ROWS, shape[1], seed=1)
-    alone = NativeProduct(Library(library.functions, NEVER), weight, None)
+    alone = NativeProduct(Library(library.functions, NEVER), weight, None, precision)
     expected = torch.cat([alone(row[None]) for row in hidden])
-    product = NativeProduct(Library(library.functions, fewest), weight, None)
+    product = NativeProduct(Library(library.functions, fewest), weight, None, precision)
     for begin, end in ((0, 1), (3, 5), (5, 12), (9, 26), (1, 34), (0, NUM_ROWS)):
         assert torch.equal(product(hidden[begin:end]), expected[begin:end])
 
 
 @compiles
-def test_the_number_of_threads_changes_no_bit(library: Library) -> None:
-    product, hidden = NativeProduct(library, Matrix(random(960, 576)), None), random(9, 576)
+@pytest.mark.parametrize("precision", HELD)
+def test_the_number_of_threads_changes_no_bit(library: Library, precision: Precision) -> None:
+    product, hidden = NativeProduct(library, Matrix(random(960, 576)), None, precision), random(9, 576)
     expected = product(hidden)
     for _ in numbers_of_threads(1, 2, 5):
         assert torch.equal(product(hidden), expected)
@@ -143,7 +150,8 @@ def activated(library: Library, activation: str, number: float) -> float:
     layer = Layer(attention=attention, feed_forward=FeedForward(norm=norm, up=up, is_gated=False, activation=activation, down=down))
     layout = Layout(embedding=torch.zeros(1, 1), layers=(layer,), norm=norm, head=down, num_heads=1, num_kv_heads=1, head_size=2)
     hidden = torch.zeros(1, 1)
-    NativeLayers(library, layout)(torch.zeros(1, 1, 2, 64, 2, dtype=torch.bfloat16), hidden, Places(torch.tensor([0]), torch.tensor([0])))
+    cache, first = torch.zeros(1, 1, 2, 64, 2, dtype=torch.bfloat16), torch.tensor([0])
+    NativeLayers(library, layout, "int8")(cache, hidden, Places(first, first))
     return float(hidden)
 
 
@@ -158,7 +166,10 @@ def test_activations_are_those_of_transformers_near_zero_and_far_from_it(library
 @compiles
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("fewest", [1, NEVER], ids=["AMX", "VNNI"])
-def test_a_token_leaves_all_layers_with_the_same_bits_in_every_company(library: Library, family: str, fewest: int) -> None:
+@pytest.mark.parametrize("precision", HELD)
+def test_a_token_leaves_all_layers_with_the_same_bits_in_every_company(
+    library: Library, family: str, fewest: int, precision: Precision
+) -> None:
     if fewest == 1 and library.fewest_rows_of_tiles == NEVER:
         pytest.skip("this processor has no AMX")
     layout, num_rows = layout_of(family), 33
@@ -171,7 +182,7 @@ def test_a_token_leaves_all_layers_with_the_same_bits_in_every_company(library: 
         layers(before.clone(), found, Places(torch.arange(begin, end), positions[begin:end].clone()))
         return found
 
-    alone, together = (NativeLayers(Library(library.functions, each), layout) for each in (NEVER, fewest))
+    alone, together = (NativeLayers(Library(library.functions, each), layout, precision) for each in (NEVER, fewest))
     expected = torch.cat([passed(alone, row, row + 1) for row in range(num_rows)])
     for _ in numbers_of_threads(1, 2, 5):
         for begin, end in ((0, 1), (3, 5), (5, 12), (1, 18), (0, num_rows)):

@@ -24,7 +24,6 @@ EMBEDDINGS = ("embed", "wte", "wpe", "shared", "lm_head")
 
 MULTIPLIES_BF16 = choose_arithmetic("auto", torch.device("cpu")) == "bf16"
 NO_BF16 = "this CPU does not multiply bf16, and what torch has instead multiplies few rows in another way than many"
-multiplies_bf16 = pytest.mark.skipif(not MULTIPLIES_BF16, reason=NO_BF16)
 
 compiles = pytest.mark.skipif(native.load() is None, reason="the native kernels need a processor with AVX-512 VNNI, and gcc")
 

@@ -16,8 +16,8 @@ run: $(VENV)/run.done ## Raw text to a registered model: set up, run what has ch
 up: $(VENV)/run.done ## All servers of this workspace: Prefect with its deployments, MLflow, the service; Ctrl-C ends them
 	prosemill up
 
-test: $(VENV)/test.done lint ## Linters, types and all tests
-	pytest --numprocesses auto --maxprocesses 4 --max-worker-restart 0
+test: $(VENV)/test.done $(if $(FILES),,lint) ## Linters, types and all tests; FILES=tests/tokens: these tests alone
+	pytest --numprocesses auto --maxprocesses 4 --max-worker-restart 0 $(FILES)
 
 lint: $(VENV)/test.done ## Linters and types alone
 	ruff check .
@@ -37,11 +37,16 @@ clean: ## Forget the environment and unfinished work; data, models and tracked r
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# pip takes torch, as its settings say where this machine's build of it is (a mirror, an index of builds for CPUs), and uv; uv takes
+# the two hundred others in a minute, for which pip needs five.
+INSTALL := uv pip install --quiet --python $(VENV)/bin/python --compile-bytecode --constraint constraints.txt
+
 $(VENV)/run.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --constraint constraints.txt --editable .
+	pip install --quiet --constraint constraints.txt torch uv
+	$(INSTALL) --editable .
 	touch $@
 
 $(VENV)/test.done: $(VENV)/run.done
-	pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(INSTALL) --editable '.[test]'
 	touch $@

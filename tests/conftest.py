@@ -9,8 +9,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
 import pydoc_data.topics
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from prosemill.end_of_text import END_OF_TEXT
+from prosemill.locks import alone
 from tests.wikitext_files import SAMPLE, WikiText, needs_sample, write_wikitext
 
 # A shell starts what it runs in the background (`make test &`) deaf to Ctrl-C, and every program below would be deaf as well.
@@ -47,6 +49,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: item.nodeid.startswith("tests/end_to_end/") != in_processes)
 
 
+def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first process of the run to ask for it makes, while the others wait. Everybody reads it, nobody changes it."""
+    root = tmp_path_factory.getbasetemp()
+    shared = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "once"
+    shared.mkdir(exist_ok=True)
+    folder, done = shared / name, shared / f"{name}.done"
+
+    with alone(shared / f"{name}.lock", f"making of {name}", wait=True):
+        if not done.exists():
+            # What a process that failed has left is no beginning for the next one.
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+
+    return folder
+
+
 @pytest.fixture(scope="session")
 def prose() -> list[str]:
     """Some 80 documents of English prose: the help topics of the Python that runs the tests."""
@@ -56,11 +76,14 @@ def prose() -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, prose: list[str]) -> Path:
     """A model folder: a random LLaMA of two layers with a byte-level BPE tokenizer of 1,024 tokens."""
+    return make_once(tmp_path_factory, "tiny-model", lambda folder: write_tiny_model(folder, prose))
+
+
+def write_tiny_model(folder: Path, prose: list[str]) -> None:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny-model")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -81,24 +104,27 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, prose: list[str]) -> Pa
         eos_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
-def tracking_store(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def tracking_store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> dict[str, str]:
     """Environment of one tracking store for all runs: making a new one takes longer than training the tiny model."""
-    address = f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
+    store = tmp_path_factory.mktemp("tracking") / "mlflow.db"
+    shutil.copyfile(empty_store, store)
+    address = f"sqlite:///{store}"
     return {"MLFLOW_TRACKING_URI": address, "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false"}
 
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tracking database with its tables and nothing in them, to be copied: making one takes seconds."""
-    import mlflow
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+    def make(folder: Path) -> None:
+        import mlflow
+
+        mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+
+    return make_once(tmp_path_factory, "empty-store", make) / "mlflow.db"
 
 
 @pytest.fixture(scope="session", params=[pytest.param("official", marks=needs_sample), "written"])

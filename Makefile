@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: run up test lint ui bench clean help
+.PHONY: run up test soak lint ui bench clean help
 
 run: $(VENV)/run.done ## Raw text to a registered model: set up, run what has changed, show the result
 	python -m flows
@@ -18,6 +18,9 @@ up: $(VENV)/run.done ## All servers of this workspace: Prefect with its deployme
 
 test: $(VENV)/test.done $(if $(FILES),,lint) ## Linters, types and all tests; FILES=tests/tokens: these tests alone
 	pytest --numprocesses auto --maxprocesses 4 --max-worker-restart 0 $(FILES)
+
+soak: $(VENV)/test.done ## Long campaigns of attacks, some hours; CAMPAIGNS="kills promotions" SEED=7: these alone, from another seed
+	python -m benchmarks.soak $(CAMPAIGNS) --seed $(or $(SEED),0)
 
 lint: $(VENV)/test.done ## Linters and types alone
 	ruff check .

@@ -10,8 +10,8 @@ what the test's own thread waited for, or did:
 - `sleeping`: `time.sleep`, hence every loop that polls;
 - `tests themselves`: the rest.
 
-Seconds are wall time summed over the processes of the run: two processes for ten minutes are 1,200 s. A fixture's seconds are its own, without
-those of the fixtures that it asks for.
+Seconds are wall time summed over the processes of the run: two processes for ten minutes are 1,200 s. A fixture's seconds are its
+own, without those of the fixtures that it asks for.
 """
 
 import builtins
@@ -29,7 +29,16 @@ from typing import Any
 import pytest
 
 KINDS = {
-    "servers": ("bentoml serve", "mlflow server", "prefect server", "prefect.server", "prosemill.cli import app", "prosemill up", "initdb", "pg_ctl"),
+    "servers": (
+        "bentoml serve",
+        "mlflow server",
+        "prefect server",
+        "prefect.server",
+        "prosemill.cli import app",
+        "prosemill up",
+        "initdb",
+        "pg_ctl",
+    ),
     "pipelines": ("dvc repro", "dvc exp", "-m flows", "-m stages.", "from flows", "benchmarks.kills"),
 }
 """What a command line contains that is of a kind; any other is one of the other programs."""

@@ -1,7 +1,7 @@
 """How often a test repeats what it does: a few times in `make test`, many in `make soak`.
 
-    for number in range(repeats(few=2, many=30)):
-        kill(random.Random(seed() + number))
+for number in range(repeats(few=2, many=30)):
+    kill(random.Random(seed() + number))
 """
 
 import os

@@ -1,6 +1,6 @@
 """Waiting for an event, with one limit for the whole suite, which no machine that works misses however busy it is.
 
-    until(lambda: ready.is_file(), "the server says that it is ready")
+until(lambda: ready.is_file(), "the server says that it is ready")
 """
 
 import time

@@ -21,9 +21,10 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter  # itself: a test may replace the one of `time`
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ class Clock:
     """Seconds of one thread by kind; of nested work, the outermost counts."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._thread = threading.get_ident()
         self._busy = False
 
@@ -61,16 +62,16 @@ class Clock:
             yield
             return
 
-        self._busy, start = True, time.perf_counter()
+        self._busy, start = True, perf_counter()
         try:
             yield
         finally:
             self._busy = False
-            self.seconds[kind] += time.perf_counter() - start
+            self.seconds[kind] += perf_counter() - start
 
     def take(self) -> dict[str, float]:
         """What was counted since the last call."""
-        taken, self.seconds = dict(self.seconds), Counter()
+        taken, self.seconds = dict(self.seconds), defaultdict(float)
         return taken
 
 
@@ -86,7 +87,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.fixtures: Counter[str] = Counter()
+        self.fixtures: defaultdict[str, float] = defaultdict(float)
         self._patch()
 
     def _patch(self) -> None:
@@ -115,29 +116,29 @@ class Recorder:
             setattr(subprocess.Popen, method, waits)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
         """Count a fixture's own set-up; the fixtures that it asks for have been set up before."""
-        start = time.perf_counter()
+        start = perf_counter()
         try:
             return (yield)
         finally:
-            self.fixtures[f"{fixturedef.baseid}::{fixturedef.argname}"] += time.perf_counter() - start
+            self.fixtures[f"{fixturedef.baseid}::{fixturedef.argname}"] += perf_counter() - start
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self) -> Iterator[None]:
+    def pytest_runtest_makereport(self) -> Generator[None, Any, Any]:
         """Hand over what was counted since the last report, in a form that goes from process to process."""
-        report: Any = yield
+        report = yield
         found = {"kinds": self.clock.take(), "fixtures": dict(self.fixtures)}
         report.user_properties = [*report.user_properties, (KEY, json.dumps(found))]
         self.fixtures.clear()
-        return report  # type: ignore[no-any-return]
+        return report
 
 
 class Collector:
     """A pytest plugin of the process that the reports come to; it writes a line of JSON for each."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.start = path, time.perf_counter()
+        self.path, self.start = path, perf_counter()
         path.write_text("", encoding="utf-8")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -145,7 +146,7 @@ class Collector:
         found = json.loads(str(dict(report.user_properties).get(KEY, "{}")))
         row = {"test": report.nodeid, "phase": report.when, "seconds": report.duration, "outcome": report.outcome}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row | found | {"wall": time.perf_counter() - self.start}) + "\n")
+            file.write(json.dumps(row | found | {"wall": perf_counter() - self.start}) + "\n")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -174,15 +175,13 @@ def table(heads: tuple[str, str], values: Mapping[str, float], most: int) -> str
 def summary(path: Path) -> str:
     """The tables of a recorded run."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    files: Counter[str] = Counter()
-    tests: Counter[str] = Counter()
-    kinds: Counter[str] = Counter()
-    fixtures: defaultdict[str, float] = defaultdict(float)
+    files, tests, kinds, fixtures = (defaultdict[str, float](float) for _ in range(4))
     for row in rows:
         files[row["test"].partition("::")[0]] += row["seconds"]
         tests[row["test"]] += row["seconds"]
         known = row.get("kinds", {})
-        kinds.update(known)
+        for kind, seconds in known.items():
+            kinds[kind] += seconds
         kinds["tests themselves"] += row["seconds"] - sum(known.values())
         for name, seconds in row.get("fixtures", {}).items():
             fixtures[name] += seconds

@@ -125,7 +125,7 @@ def _draw(logits: torch.Tensor, draws: Sequence[Draws]) -> list[int]:
     size = logits.shape[-1]
     logits = logits.float()
     # From the likeliest on, so that no temperature is too small to divide by.
-    temperatures = torch.tensor([[each.settings.temperature] for each in draws]).clamp_(min=TINY)
+    temperatures = torch.tensor([[each.settings.temperature] for each in draws], dtype=torch.float32).clamp_(min=TINY)
     weights = (logits - logits.amax(dim=-1, keepdim=True)) / temperatures
     top, ids = torch.topk(weights, min(CANDIDATES, size), dim=-1)
     weights = weights.exp_()

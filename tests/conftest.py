@@ -26,6 +26,7 @@ from tests.wikitext_files import SAMPLE, WikiText, needs_sample, write_wikitext
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARING = {f"tests/end_to_end/test_{name}.py": "the clone" for name in ("families", "pipeline", "readme", "registry")}
+SHARING |= {f"tests/registry/test_{name}.py": "the servers" for name in ("gate", "lineage", "packaging", "promotion", "registering")}
 """Files whose tests share what takes long to make, by what they share: one process has to run them."""
 
 

@@ -2,8 +2,10 @@
 
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import mlflow
@@ -47,27 +49,40 @@ def texts(prose: list[str]) -> list[str]:
     return [text[:400] for text in prose[:6]]
 
 
-@pytest.fixture(
-    scope="session",
-    params=["sqlite", pytest.param("postgresql", marks=pytest.mark.skipif(postgresql_programs() is None, reason=WITHOUT_POSTGRESQL))],
-)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A tracking server of each kind in turn."""
-    folder: Path = tmp_path_factory.mktemp(f"server-{request.param}")
-    if request.param == "sqlite":
+@dataclass(frozen=True)
+class Kind:
+    """A kind of tracking server, with a workspace whose three models are its versions 1 to 3, each better than the one before it."""
+
+    server: Server
+    registered: Workspace
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, texts: list[str]) -> Iterator[Callable[[str], Kind]]:
+    """Each kind of server by its name, made when it is asked for first and kept: a fixture with params would make it anew in each file."""
+    with ExitStack() as stack:
+
+        @cache
+        def kind(name: str) -> Kind:
+            folder = tmp_path_factory.mktemp(f"server-{name}")
+            server = stack.enter_context(running_server(name, folder))
+            return Kind(server, register_versions(server, folder, tiny_model, texts))
+
+        yield kind
+
+
+@contextmanager
+def running_server(name: str, folder: Path) -> Iterator[Server]:
+    if name == "sqlite":
         yield Server(folder, f"sqlite:///{folder}/mlflow.db")
         return
     with postgresql(folder / "postgresql") as store, mlflow_server(folder, store) as address:
         yield Server(folder, address)
 
 
-@pytest.fixture(scope="session")
-def registered(server: Server, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, texts: list[str]) -> Workspace:
-    """A workspace whose three models are versions 1 to 3, each better than the one before it.
-
-    The first one's package alone is loaded back in a process of its own, which takes seconds each.
-    """
-    workspace = Workspace(tmp_path_factory.mktemp("registered") / "workspace", tiny_model, texts)
+def register_versions(server: Server, folder: Path, tiny_model: Path, texts: list[str]) -> Workspace:
+    """Train and register; the first version's package alone is loaded back in a process of its own, which takes seconds each."""
+    workspace = Workspace(folder / "workspace", tiny_model, texts)
     with environment(server.environment), pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace.folder)
         for number in range(1, NUM_VERSIONS + 1):
@@ -75,6 +90,26 @@ def registered(server: Server, tmp_path_factory: pytest.TempPathFactory, tiny_mo
             assert register().number == number
             patch.setattr(packaging, "compare", lambda uri, trained: 0.0)
     return workspace
+
+
+@pytest.fixture(
+    params=["sqlite", pytest.param("postgresql", marks=pytest.mark.skipif(postgresql_programs() is None, reason=WITHOUT_POSTGRESQL))]
+)
+def kind(request: pytest.FixtureRequest, kinds: Callable[[str], Kind]) -> Kind:
+    """Each kind of server in turn."""
+    return kinds(request.param)
+
+
+@pytest.fixture
+def server(kind: Kind) -> Server:
+    """A tracking server of each kind in turn."""
+    return kind.server
+
+
+@pytest.fixture
+def registered(kind: Kind) -> Workspace:
+    """The workspace that is registered there."""
+    return kind.registered
 
 
 @pytest.fixture

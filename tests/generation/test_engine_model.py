@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -16,11 +16,14 @@ from prosemill.generation.engine import NUM_SPARE, Engine
 from prosemill.generation.engine_thread import Event, Request
 from prosemill.generation.sampling import Settings
 from prosemill.pretrained import load_tokenizer
+from tests import campaigns
+from tests.campaigns import repeats
 from tests.generation.models import CONTEXT, Tiny, draw, prompts
 from tests.generation.promises import outcome
+from tests.waiting import LIMIT
 
-NUM_ROWS, NUM_STEPS = 3, 50  # of each of 50 examples for each family
-SECONDS = 60
+NUM_ROWS, NUM_STEPS = 3, 50
+NUM_EXAMPLES = repeats(few=4, many=200)
 PROMPTS = prompts([3, 60, 64, 65, 130])
 ASKED = [
     Settings(max_new_tokens=1),
@@ -88,7 +91,7 @@ class Machine(RuleBasedStateMachine):
     def wait_for_an_answer(self, number: int) -> None:
         asked, request = self.asked.pop(number % len(self.asked))
         pieces = list[str]()
-        while isinstance(event := asked.events.get(timeout=SECONDS), str):
+        while isinstance(event := asked.events.get(timeout=LIMIT), str):
             pieces.append(event)
         text, (whole, reason, num_tokens) = "".join(pieces), self.alone[asked.prompt, asked.settings]
         assert asked.events.empty(), "the end is the last"
@@ -106,7 +109,7 @@ class Machine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 1000))
     def wait_for_a_score(self, number: int) -> None:
         prompt, found = self.scored.pop(number % len(self.scored))
-        assert found.get(timeout=SECONDS) == self.scores[prompt]
+        assert found.get(timeout=LIMIT) == self.scores[prompt]
 
     @invariant()
     def no_more_run_than_there_are_rows_and_requests(self) -> None:
@@ -140,10 +143,11 @@ def machine(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[type[M
             for prompt in range(len(PROMPTS))
             for number, each in enumerate(ASKED)
         }
-        Machine.scores = [score(engine, tiny, tokens).get(timeout=SECONDS) for tokens in PROMPTS]
+        Machine.scores = [score(engine, tiny, tokens).get(timeout=LIMIT) for tokens in PROMPTS]
         assert all(isinstance(each, float) for each in Machine.scores)
         yield Machine
 
 
-def test_ten_thousand_steps_agree_with_the_model(machine: type[Machine]) -> None:
-    run_state_machine_as_test(machine, settings=settings(max_examples=50, stateful_step_count=NUM_STEPS, deadline=None, database=None))
+def test_any_order_of_requests_agrees_with_the_model(machine: type[Machine]) -> None:
+    drawn = settings(max_examples=NUM_EXAMPLES, stateful_step_count=NUM_STEPS, deadline=None, database=None)
+    run_state_machine_as_test(seed(campaigns.seed())(machine), settings=drawn)

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from prosemill.errors import ProsemillError
 from prosemill.registry.promotion import _change, roll_back, settle
 from prosemill.registry.store import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, Registry, Served, State, Version
+from tests import campaigns
+from tests.campaigns import repeats
 
 
 class Cut(BaseException):
@@ -148,8 +150,9 @@ class Promotions(RuleBasedStateMachine):
         assert set(self.registry.alias_of.values()) <= self.registry.numbers
 
 
-TestPromotions = Promotions.TestCase
-TestPromotions.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+def test_any_order_of_changes_and_kills_agrees_with_the_model() -> None:
+    drawn = settings(max_examples=repeats(few=50, many=2000), stateful_step_count=50, deadline=None, database=None)
+    run_state_machine_as_test(seed(campaigns.seed())(Promotions), settings=drawn)
 
 
 def test_the_way_back_from_a_champion_that_was_deleted_before_its_promotion_was_settled() -> None:

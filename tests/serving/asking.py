@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import requests
 
+from tests.campaigns import seed
 from tests.serving.conftest import Served
+from tests.waiting import LIMIT
 
 PROMPT = "The history of"
 GREEDY: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 12, "temperature": 0}
@@ -21,7 +23,7 @@ LONG: dict[str, Any] = {"prompt": PROMPT, "max_new_tokens": 200, "temperature": 
 
 
 def ask(served: Served, body: Any, path: str = "/generate") -> requests.Response:
-    return requests.post(f"{served.url}{path}", json=body, timeout=60)
+    return requests.post(f"{served.url}{path}", json=body, timeout=LIMIT)
 
 
 def events(answer: requests.Response) -> list[tuple[str, Any]]:
@@ -40,17 +42,17 @@ def leave(url: str, path: str, body: dict[str, Any], stays: Callable[[], object]
         stays()
 
 
-def a_thousand_leave(url: str) -> None:
-    """Have a thousand clients ask, and each hang up after a while."""
-    draws = random.Random(0)  # noqa: S311 - moments, no secrets
-    moments = [draws.expovariate(1 / 0.03) for _ in range(1000)]
+def many_leave(url: str, number: int) -> None:
+    """Have so many clients ask, and each hang up after a while."""
+    draws = random.Random(seed())  # noqa: S311 - moments, no secrets
+    moments = [draws.expovariate(1 / 0.03) for _ in range(number)]
 
-    def visit(number: int) -> None:
-        path = ("/generate", "/generate/stream")[number % 2]
-        leave(url, path, LONG | {"seed": number, "stop": ["zz"][: number % 2]}, lambda: time.sleep(moments[number]))
+    def visit(client: int) -> None:
+        path = ("/generate", "/generate/stream")[client % 2]
+        leave(url, path, LONG | {"seed": client, "stop": ["zz"][: client % 2]}, lambda: time.sleep(moments[client]))
 
     with ThreadPoolExecutor(40) as pool:
-        list(pool.map(visit, range(1000)))
+        list(pool.map(visit, range(number)))
 
 
 def slow_down(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +73,7 @@ def hold_steps(served: Served, monkeypatch: pytest.MonkeyPatch) -> threading.Sem
     step = decoder.step
 
     def held(*given: Any) -> Any:
-        assert steps.acquire(timeout=60), "no step was released"
+        assert steps.acquire(timeout=LIMIT), "no step was released"
         return step(*given)
 
     monkeypatch.setattr(decoder, "step", held)

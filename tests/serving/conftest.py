@@ -1,6 +1,7 @@
 """A service of a tiny model on a real port, without BentoML around it."""
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -71,6 +72,19 @@ def serving(folder: Path, **settings: float) -> Iterator[Served]:
             thread.join()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_log_between_tests() -> Iterator[None]:
+    """Keep a service's lines out of the terminal between two tests, when nothing captures them."""
+
+    def say(line: str) -> None:
+        if sys.stderr is not sys.__stderr__:
+            sys.stderr.write(f"{line}\n")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prosemill.serving.log.say", say)
+        yield
+
+
 @pytest.fixture(scope="session")
 def served(tiny_model: Path) -> Iterator[Served]:
     """The tiny model's service, which all tests share."""
@@ -83,14 +97,6 @@ def serve(tiny_model: Path) -> Iterator[Callable[..., Served]]:
     """Makes a service of the tiny model with settings of its own."""
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(serving(tiny_model, **settings))
-
-
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    """Wait some seconds for what other threads do."""
-    latest = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < latest, what
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")

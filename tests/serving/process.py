@@ -8,10 +8,8 @@ from pathlib import Path
 
 import requests
 
-from prosemill.orchestration.environment import free_port
-from tests.end_to_end.house import until
-
-START_SECONDS = 120.0
+from tests.ports import free_port
+from tests.waiting import LIMIT, until
 
 
 @contextmanager
@@ -32,7 +30,7 @@ def serving(
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """One that was started as `starting` does and is ready."""
     with starting(_command(port, *arguments, python=python), folder=folder, environment=environment, log=log) as process:
-        until(lambda: process.poll() is not None or is_ready(port), START_SECONDS, "the service is ready")
+        until(lambda: process.poll() is not None or is_ready(port), "the service is ready")
         assert process.poll() is None, log and log.read_text()
         yield process
 
@@ -40,7 +38,7 @@ def serving(
 def refusal(*arguments: str, folder: Path, environment: Mapping[str, str], python: str = sys.executable) -> str:
     """What one that does not start says."""
     command = _command(free_port(), *arguments, python=python)
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=START_SECONDS)
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT)
     assert ended.returncode != 0
     assert "Traceback" not in ended.stderr, ended.stderr
     return ended.stderr

@@ -11,12 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from prosemill.orchestration.environment import free_port
 from prosemill.registry import packaging
 from prosemill.registry.registering import register
 from prosemill.registry.store import CHAMPION, Registry
 from tests.conftest import environment
 from tests.end_to_end.house import is_alive
+from tests.ports import free_port
 from tests.registry.workspace import Workspace
 from tests.serving.process import serving
 

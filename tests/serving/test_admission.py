@@ -10,13 +10,14 @@ import pytest
 import requests
 
 from tests.serving.asking import GREEDY, LONG, PROMPT, ask, events, hold_steps, is_empty
-from tests.serving.conftest import Served, wait_until
+from tests.serving.conftest import Served
+from tests.waiting import LIMIT, until
 
 
 def test_more_than_there_is_room_for_is_told_when_to_come_back(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(max_requests=2)
     steps = hold_steps(served, monkeypatch)
-    waiting = [requests.post(f"{served.url}/generate/stream", json=LONG | {"seed": seed}, stream=True, timeout=60) for seed in (1, 2)]
+    waiting = [requests.post(f"{served.url}/generate/stream", json=LONG | {"seed": seed}, stream=True, timeout=LIMIT) for seed in (1, 2)]
     answer = ask(served, GREEDY)
     assert answer.status_code == 429
     assert int(answer.headers["Retry-After"]) >= 1
@@ -24,14 +25,14 @@ def test_more_than_there_is_room_for_is_told_when_to_come_back(serve: Callable[.
     steps.release(1000)
     for each in waiting:
         assert events(each)[-1][0] == "end", "those that are in are served"
-    wait_until(lambda: served.desk.admission.num_requests == 0, "a place is held")
+    until(lambda: served.desk.admission.num_requests == 0, "a place is held")
     assert ask(served, GREEDY).status_code == 200
 
 
 def test_who_finds_the_house_full_costs_it_no_reading(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(max_requests=1)
     writer, steps = served.desk.champion.writer, hold_steps(served, monkeypatch)
-    with requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=60) as waiting:
+    with requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=LIMIT) as waiting:
         monkeypatch.setattr(writer, "read", lambda _: pytest.fail("it reads the prompt"))
         monkeypatch.setattr(writer, "frame", lambda _: pytest.fail("it reads the text"))
         for path, body in (("/generate", GREEDY), ("/generate/stream", GREEDY), ("/score", {"text": PROMPT})):
@@ -57,7 +58,7 @@ def test_what_is_being_read_has_a_place_already(serve: Callable[..., Served], mo
     monkeypatch.setattr(writer, "frame", held(writer.frame))
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(ask, served, GREEDY), pool.submit(ask, served, {"text": PROMPT}, "/score")]
-        wait_until(lambda: len(being_read) == 2, "both are read")
+        until(lambda: len(being_read) == 2, "both are read")
         assert ask(served, GREEDY).status_code == 429
         goes_on.set()
         assert [answer.result().status_code for answer in answers] == [200, 200]
@@ -75,7 +76,7 @@ def test_more_answers_than_there_can_be_at_once_are_a_mistake(serve: Callable[..
 def test_a_full_house_that_closes_says_that_it_closes(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(max_requests=1)
     steps = hold_steps(served, monkeypatch)
-    with requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=60) as waiting:
+    with requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=LIMIT) as waiting:
         assert ask(served, GREEDY).status_code == 429
         monkeypatch.setattr(served.desk, "_end", math.inf)
         assert ask(served, GREEDY).status_code == 503
@@ -87,6 +88,6 @@ def test_tokens_are_counted_too_and_a_large_request_comes_in_alone(serve: Callab
     served = serve(max_tokens=100)
     assert ask(served, GREEDY | {"max_new_tokens": 150}).status_code == 200
     steps = hold_steps(served, monkeypatch)
-    with requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=60):
+    with requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=LIMIT):
         assert ask(served, GREEDY).status_code == 429
         steps.release(1000)

@@ -19,9 +19,11 @@ from prosemill.generation.sampling import Settings
 from prosemill.pretrained import added_text, load_model, load_tokenizer
 from prosemill.registry.answers import version_of
 from prosemill.serving.messages import CompletionAnswer
+from tests.campaigns import repeats
 from tests.models import write_model
-from tests.serving.asking import GREEDY, LONG, PROMPT, a_thousand_leave, ask, events, hold_steps, is_empty, leave, slow_down
-from tests.serving.conftest import VERSION, Served, serving, wait_until
+from tests.serving.asking import GREEDY, LONG, PROMPT, ask, events, hold_steps, is_empty, leave, many_leave, slow_down
+from tests.serving.conftest import VERSION, Served, serving
+from tests.waiting import LIMIT, until
 
 DRAWN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 1}
 LONG_TEXT = {"text": "word " * 70}  # some pieces, as the engine reads it
@@ -76,7 +78,7 @@ def test_a_texts_score_is_the_evaluations(of_family: tuple[Served, Path]) -> Non
 def test_a_score_does_not_disturb_what_is_being_written(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = ask(served, LONG | {"seed": 3}).json()["generated_text"]
     slow_down(served, monkeypatch)
-    with requests.post(f"{served.url}/generate/stream", json=LONG | {"seed": 3}, stream=True, timeout=60) as waiting:
+    with requests.post(f"{served.url}/generate/stream", json=LONG | {"seed": 3}, stream=True, timeout=LIMIT) as waiting:
         scores = [ask(served, {"text": "word " * number}, "/score").json()["log_likelihood"] for number in (1, 20, 60)]
         assert served.engine.num_running == 1
         *texts, _ = events(waiting)
@@ -277,7 +279,7 @@ def test_openais_client_understands_a_refusal(client: openai.OpenAI) -> None:
 )
 @pytest.mark.parametrize("path", ["/generate", "/generate/stream"])
 def test_a_mistake_is_one_line_that_names_the_field(served: Served, path: str, body: Any, param: str | None, words: str) -> None:
-    answer = requests.post(f"{served.url}{path}", data=json.dumps(body), headers={"Content-Type": "application/json"}, timeout=60)
+    answer = requests.post(f"{served.url}{path}", data=json.dumps(body), headers={"Content-Type": "application/json"}, timeout=LIMIT)
     error = answer.json()["error"]
     assert answer.status_code == 400, answer.text
     assert (error["param"], error["type"]) == (param, "invalid_request_error")
@@ -298,13 +300,16 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused_with_both_numbers
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"prompt": "\xff"}', b'{"prompt": "a\x00"}'], ids=repr)
 def test_what_is_no_json_is_refused(served: Served, content: bytes) -> None:
-    answer = requests.post(f"{served.url}/generate", data=content, headers={"Content-Type": "application/json"}, timeout=60)
+    answer = requests.post(f"{served.url}/generate", data=content, headers={"Content-Type": "application/json"}, timeout=LIMIT)
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_another_path_or_method_has_the_same_shape(served: Served) -> None:
-    for answer in (requests.get(f"{served.url}/nowhere", timeout=60), requests.get(f"{served.url}/generate", timeout=60)):
+    for answer in (
+        requests.get(f"{served.url}/nowhere", timeout=LIMIT),
+        requests.get(f"{served.url}/generate", timeout=LIMIT),
+    ):
         assert answer.status_code in (404, 405)
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
@@ -337,23 +342,23 @@ def test_a_client_that_goes_frees_its_place_at_once_and_its_row_at_the_next_toke
     body: dict[str, Any] = {"prompt": PROMPT, "temperature": 0}
     body |= {"model": "prosemill", "max_tokens": 200} if path.startswith("/v1") else {"max_new_tokens": 200}
     steps.release(5)
-    leave(served.url, path, body, lambda: wait_until(lambda: engine.num_steps == 5, "it is not written"))
-    wait_until(lambda: served.desk.admission.num_requests == 0, "its place is held")
+    leave(served.url, path, body, lambda: until(lambda: engine.num_steps == 5, "it is not written"))
+    until(lambda: served.desk.admission.num_requests == 0, "its place is held")
     assert served.desk.admission.num_tokens == 0
     steps.release(200)
-    wait_until(lambda: engine.num_running == 0, "its row is held")
+    until(lambda: engine.num_running == 0, "its row is held")
     assert engine.num_steps <= 6, "none is taken but one that was under way"
-    wait_until(lambda: served.registry.get_sample_value("prosemill_answers_total", {"outcome": "cancelled"}) == 1, "it is counted")
+    until(lambda: served.registry.get_sample_value("prosemill_answers_total", {"outcome": "cancelled"}) == 1, "it is counted")
 
 
 def test_a_client_that_goes_ends_the_scoring_of_its_text(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve()
     pieces = slow_down_scores(served, monkeypatch)
-    leave(served.url, "/score", LONG_TEXT, lambda: wait_until(lambda: bool(pieces), "it is not scored"))
-    wait_until(lambda: is_empty(served), "its place is held")
+    leave(served.url, "/score", LONG_TEXT, lambda: until(lambda: bool(pieces), "it is not scored"))
+    until(lambda: is_empty(served), "its place is held")
     assert served.desk.admission.num_tokens == 0
     assert served.meter("scores_total", outcome="cancelled") == 1
-    wait_until(lambda: not served.engine._waiting, "the engine goes on with it")
+    until(lambda: not served.engine._waiting, "the engine goes on with it")
     assert sum(pieces) < num_tokens_of(served, LONG_TEXT["text"])
 
 
@@ -365,7 +370,7 @@ def test_a_text_that_is_not_scored_before_the_deadline_is_given_up(serve: Callab
     assert answer.json()["error"]["message"] == "the text was not scored in time: send a shorter one, or come back later"
     assert is_empty(served)
     assert served.meter("scores_total", outcome="deadline") == 1
-    wait_until(lambda: not served.engine._waiting, "the engine goes on with it")
+    until(lambda: not served.engine._waiting, "the engine goes on with it")
     assert sum(pieces) < num_tokens_of(served, LONG_TEXT["text"])
 
 
@@ -383,10 +388,10 @@ def test_prometheus_is_told_of_scores(serve: Callable[..., Served], monkeypatch:
     assert 0 < served.meter("score_seconds_sum") < 10
 
 
-def test_a_thousand_clients_that_leave_at_random_leave_nothing_behind(served: Served) -> None:
+def test_clients_that_leave_at_random_leave_nothing_behind(served: Served) -> None:
     expected = ask(served, LONG | {"seed": 9}).json()["generated_text"]
-    a_thousand_leave(served.url)
-    wait_until(lambda: is_empty(served), "a row or a place is held")
+    many_leave(served.url, repeats(few=100, many=1000))
+    until(lambda: is_empty(served), "a row or a place is held")
     assert served.desk.admission.num_tokens == 0
     assert ask(served, LONG | {"seed": 9}).json()["generated_text"] == expected
 
@@ -429,16 +434,16 @@ def test_prometheus_is_told_of_tokens_times_and_ends_and_of_no_text(serve: Calla
         assert 0 <= served.meter(f"{name}_sum") < 10
     with monkeypatch.context() as patch:
         steps = hold_steps(served, patch)
-        with requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=60) as waiting:
+        with requests.post(f"{served.url}/generate/stream", json=LONG, stream=True, timeout=LIMIT) as waiting:
             assert ask(served, GREEDY).status_code == 429
             assert served.meter("rejections_total") == 1
             steps.release(1000)
             events(waiting)
-    wait_until(lambda: is_empty(served), "the one place is free again")
+    until(lambda: is_empty(served), "the one place is free again")
     assert ask(served, GREEDY | {"timeout": 1e-6}).json()["finish_reason"] == "deadline"
     assert served.meter("answers_total", outcome="deadline") >= 1
-    leave(served.url, "/generate", LONG | {"temperature": 0}, lambda: wait_until(lambda: not is_empty(served), "it is not written"))
-    wait_until(lambda: is_empty(served), "its row is held")
+    leave(served.url, "/generate", LONG | {"temperature": 0}, lambda: until(lambda: not is_empty(served), "it is not written"))
+    until(lambda: is_empty(served), "its row is held")
     told = generate_latest(served.registry).decode()
     assert "prosemill_rows_in_use" in told
     assert PROMPT not in told

@@ -12,12 +12,14 @@ import pytest
 import requests
 
 from prosemill.serving.worker import BENTOML_KEEP_ALIVE
-from tests.serving.asking import LONG, a_thousand_leave
-from tests.serving.conftest import wait_until
+from tests.campaigns import repeats
+from tests.serving.asking import LONG, many_leave
 from tests.serving.real import RealService, real_service
+from tests.waiting import LIMIT, until
 
 MOST = 48
 """Requests that have a place."""
+NUM_LEAVING = repeats(few=100, many=1000)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def service(champion: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def test_a_connection_may_be_idle_for_longer_than_clients_leave_it_so(service: RealService) -> None:
-    connection = http.client.HTTPConnection(urlsplit(service.url).netloc, timeout=60)
+    connection = http.client.HTTPConnection(urlsplit(service.url).netloc, timeout=LIMIT)
     for seconds in (0, BENTOML_KEEP_ALIVE + 2):
         time.sleep(seconds)
         connection.request("GET", "/livez")
@@ -46,7 +48,7 @@ def test_thousands_of_requests_leave_no_memory_taken(service: RealService) -> No
     def ask(times: int) -> None:
         with requests.Session() as session:
             for _ in range(times):
-                assert session.get(f"{service.url}/livez", timeout=60).ok
+                assert session.get(f"{service.url}/livez", timeout=LIMIT).ok
 
     ask(500)
     before = megabytes()
@@ -54,21 +56,21 @@ def test_thousands_of_requests_leave_no_memory_taken(service: RealService) -> No
     assert megabytes() - before < 6, "a kilobyte and a half for each"
 
 
-def test_a_thousand_clients_that_leave_at_random_leave_nothing_behind(service: RealService) -> None:
+def test_clients_that_leave_at_random_leave_nothing_behind(service: RealService) -> None:
     def told() -> str:
-        return requests.get(f"{service.url}/metrics", timeout=60).text
+        return requests.get(f"{service.url}/metrics", timeout=LIMIT).text
 
     def answer() -> str:
-        given = requests.post(f"{service.url}/generate", json=LONG | {"seed": 9}, timeout=60)
+        given = requests.post(f"{service.url}/generate", json=LONG | {"seed": 9}, timeout=LIMIT)
         assert given.ok, given.text
         return str(given.json()["generated_text"])
 
     expected = answer()
-    a_thousand_leave(service.url)
-    wait_until(lambda: "prosemill_rows_in_use 0.0" in told(), "a row is held")
+    many_leave(service.url, NUM_LEAVING)
+    until(lambda: "prosemill_rows_in_use 0.0" in told(), "a row is held")
     cancelled = re.search(r'^prosemill_answers_total{outcome="cancelled"} (.*)$', told(), re.MULTILINE)
     assert cancelled is not None
-    assert float(cancelled[1]) > 100, "some left before their answer's end"
+    assert float(cancelled[1]) > NUM_LEAVING / 10, "some left before their answer's end"
     with ThreadPoolExecutor(MOST) as pool:
         answers = list(pool.map(lambda _: answer(), range(MOST)))  # a place that is held would cost one of them its own
     assert answers == [expected] * MOST

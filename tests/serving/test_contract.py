@@ -1,11 +1,9 @@
 """Whatever is sent to the service, valid or not, it keeps to its OpenAPI document, and none of it is a failure of the service.
 
-`PROSEMILL_TEST_CASES=10000 pytest tests/serving/test_contract.py` tries more than the 1,000 cases
-that each route which takes anything is given otherwise.
+`make soak CAMPAIGNS=serving/contract` tries a thousand requests on each route that takes anything, where `make test` tries some.
 """
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -15,14 +13,17 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from schemathesis.checks import load_all_checks
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from tests import campaigns
+from tests.campaigns import repeats
 from tests.serving.real import RealService, real_service
+from tests.waiting import LIMIT
 
-NUM_CASES = int(os.environ.get("PROSEMILL_TEST_CASES", "1000"))
+NUM_CASES = repeats(few=60, many=1000)
 TAKING = ("/generate", "/generate/stream", "/score", "/v1/completions")
 GIVING = ("/v1/models", "/livez", "/readyz", "/metrics")
 PAGE = ("/ui", "/ui/config", "/ui/static/x", *(f"/ui/gradio_api/{name}" for name in ("queue/join", "queue/data", "cancel", "reset")))
@@ -71,6 +72,7 @@ def test_no_body_makes_it_fail(document: Any, patient: RealService, path: str) -
     operation, session, statuses = document[path]["POST"], requests.Session(), Counter[int]()
     modes = [operation.as_strategy(generation_mode=mode) for mode in schemathesis.GenerationMode]
 
+    @seed(campaigns.seed())
     @trying
     @given(case=st.one_of(modes))
     def try_one(case: Any) -> None:
@@ -117,6 +119,7 @@ bodies = st.one_of(
 )
 
 
+@seed(campaigns.seed())
 @trying
 @given(
     path=st.sampled_from((*TAKING, *GIVING, *PAGE, "/openapi.json", "/", "/nowhere%00%0a")),
@@ -126,7 +129,7 @@ bodies = st.one_of(
     query=st.text(st.characters(codec="utf-8"), max_size=20),
 )
 def test_no_bytes_at_all_make_it_fail(service: RealService, path: str, method: str, body: bytes, kind: str, query: str) -> None:
-    answer = requests.request(method, service.url + path, params=query, data=body, headers={"Content-Type": kind}, timeout=60)
+    answer = requests.request(method, service.url + path, params=query, data=body, headers={"Content-Type": kind}, timeout=LIMIT)
     assert answer.status_code < 500, answer.text
     if method != "HEAD":
         check_shape(answer)
@@ -138,7 +141,7 @@ def test_no_browser_is_told_to_show_an_answer_to_another_page(service: RealServi
     given = {"Origin": origin or service.url, "Content-Type": "application/json"}
     asked = given | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
     for method, headers in (("OPTIONS", asked), ("POST", given), ("GET", given)):
-        answer = requests.request(method, service.url + path, json={"prompt": "a"}, headers=headers, timeout=60)
+        answer = requests.request(method, service.url + path, json={"prompt": "a"}, headers=headers, timeout=LIMIT)
         assert answer.headers.get("Access-Control-Allow-Origin") in (None, service.url)  # which Gradio's page grants itself
 
 
@@ -148,6 +151,6 @@ BREAKING = (b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}", b'{"prompt": "a",
 @pytest.mark.parametrize("path", TAKING)
 @pytest.mark.parametrize("body", BREAKING, ids=("deep", "long", "half", "infinite"))
 def test_json_that_breaks_parsers_is_refused(service: RealService, path: str, body: bytes) -> None:
-    answer = requests.post(service.url + path, data=body, headers={"Content-Type": "application/json"}, timeout=60)
+    answer = requests.post(service.url + path, data=body, headers={"Content-Type": "application/json"}, timeout=LIMIT)
     assert answer.status_code == 400
     check_shape(answer)

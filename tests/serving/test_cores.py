@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from benchmarks.cores import for_service, leave, num_threads, of_listener, on
-from prosemill.orchestration.environment import free_port
+from tests.ports import free_port
 
 NONE, ONE, TWO, FOUR = set[int](), {0}, {0, 1}, {0, 1, 2, 3}
 SHOW = "import os; print(os.sched_getaffinity(0))"

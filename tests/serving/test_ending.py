@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import requests
 
-from tests.end_to_end.house import living, until
+from tests.end_to_end.house import living
 from tests.serving.real import RealService, real_service
 from tests.serving.visit import Visit
+from tests.waiting import LIMIT, until
 
 DRAIN = 4.0
 SHORT: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 60, "temperature": 1.0, "seed": 3}
@@ -29,7 +30,7 @@ def service(champion: Path, tmp_path: Path) -> Iterator[RealService]:
 
 def stream(service: RealService, body: dict[str, Any]) -> requests.Response:
     """An answer that has begun."""
-    answer = requests.post(f"{service.url}/generate/stream", json=body, stream=True, timeout=60)
+    answer = requests.post(f"{service.url}/generate/stream", json=body, stream=True, timeout=LIMIT)
     assert answer.raw.read(1) == b"e"
     return answer
 
@@ -44,12 +45,12 @@ def rest(answer: requests.Response) -> list[tuple[str, Any]]:
 
 
 def test_on_sigterm_newcomers_are_refused_and_the_others_end(service: RealService) -> None:
-    whole = requests.post(f"{service.url}/generate", json=SHORT, timeout=60).json()
+    whole = requests.post(f"{service.url}/generate", json=SHORT, timeout=LIMIT).json()
     processes = service.processes()
     endless, short = stream(service, ENDLESS), stream(service, SHORT)
     begin = time.monotonic()
     service.process.terminate()
-    until(lambda: requests.get(f"{service.url}/readyz", timeout=5).status_code == 503, DRAIN, "it says that it is not ready")
+    until(lambda: requests.get(f"{service.url}/readyz", timeout=5).status_code == 503, "it says that it is not ready")
     assert requests.get(f"{service.url}/livez", timeout=5).status_code == 200
     refused = requests.post(f"{service.url}/generate", json=SHORT, timeout=5)
     assert (refused.status_code, refused.json()["error"]["type"]) == (503, "server_error")
@@ -62,7 +63,7 @@ def test_on_sigterm_newcomers_are_refused_and_the_others_end(service: RealServic
     assert all(end["usage"]["completion_tokens"] > 0 for end in ends)
     assert service.process.wait(10) == 0
     assert DRAIN - 0.5 < time.monotonic() - begin < DRAIN + 5
-    until(lambda: not living(processes), 5, "nothing is left")
+    until(lambda: not living(processes), "nothing is left")
     assert not re.search("Traceback|Error", service.log.read_text()), service.log.read_text()
 
 
@@ -78,9 +79,9 @@ def test_on_the_page_too_newcomers_are_told_so_and_the_others_end(service: RealS
     first, late = Visit(service.url), Visit(service.url)
     with ThreadPoolExecutor() as pool:
         end = pool.submit(first.generate("The history of", new=4000).note)
-        until(lambda: "prosemill_rows_in_use 1.0" in requests.get(f"{service.url}/metrics", timeout=5).text, DRAIN, "it is written")
+        until(lambda: "prosemill_rows_in_use 1.0" in requests.get(f"{service.url}/metrics", timeout=5).text, "it is written")
         service.process.terminate()
-        until(lambda: requests.get(f"{service.url}/readyz", timeout=5).status_code == 503, DRAIN, "it says that it is not ready")
+        until(lambda: requests.get(f"{service.url}/readyz", timeout=5).status_code == 503, "it says that it is not ready")
         assert "the service is ending" in late.generate("The history of").note()
         assert "answer-v" in end.result()
     assert service.process.wait(10) == 0

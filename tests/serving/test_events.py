@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from prosemill.serving.events import EventStream, event
+from tests.waiting import LIMIT
 
 HTTP = {"type": "http", "asgi": {"spec_version": "2.3"}}
 
@@ -39,7 +40,7 @@ def test_a_client_that_reads_nothing_is_let_go(version: str) -> None:
     closed = list[bool]()
     stream = EventStream(endless(), lambda: closed.append(True), seconds=0.1)
     scope = HTTP | {"asgi": {"spec_version": version}}
-    asyncio.run(asyncio.wait_for(stream(scope, nothing_comes, never_taken), timeout=10))
+    asyncio.run(asyncio.wait_for(stream(scope, nothing_comes, never_taken), timeout=LIMIT))
     assert closed == [True]
 
 
@@ -50,7 +51,7 @@ async def taken_now_and_then(_: Any) -> None:
 def test_a_client_that_reads_a_little_now_and_then_is_let_go_as_well() -> None:
     closed = list[bool]()
     stream = EventStream(endless(), lambda: closed.append(True), seconds=0.3)
-    asyncio.run(asyncio.wait_for(stream(HTTP, nothing_comes, taken_now_and_then), timeout=10))
+    asyncio.run(asyncio.wait_for(stream(HTTP, nothing_comes, taken_now_and_then), timeout=LIMIT))
     assert closed == [True]
 
 

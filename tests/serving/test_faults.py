@@ -20,8 +20,9 @@ from prosemill.serving.log import log
 from prosemill.serving.page import PATH
 from prosemill.serving.stream import Stream
 from tests.serving.asking import GREEDY, LONG, PROMPT, ask, events, slow_down
-from tests.serving.conftest import Served, wait_until
+from tests.serving.conftest import Served
 from tests.serving.visit import Visit
+from tests.waiting import LIMIT, until
 
 CANARY = "canaryprompt"
 COMPLETION: dict[str, Any] = {"model": "prosemill", "prompt": PROMPT}
@@ -54,7 +55,7 @@ def test_what_a_page_can_send_moves_the_engine_by_no_step(served: Served, header
     visit = Visit(served.url)
     call = {"data": [False, PROMPT, 12, 0, 0.9, 50, 1.0, "1"], "fn_index": visit.function, "session_hash": visit.session}
     for path, body in (BODIES | {f"{PATH}/gradio_api/queue/join": call}).items():
-        answer = requests.post(served.url + path, data=json.dumps(body).encode(), headers=headers, timeout=60)
+        answer = requests.post(served.url + path, data=json.dumps(body).encode(), headers=headers, timeout=LIMIT)
         assert answer.status_code in (403, 415)
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     assert engine.num_steps == before
@@ -69,13 +70,13 @@ def test_an_engine_that_ends_is_said_to_all_and_nobody_waits_for_it(serve: Calla
     slow_down(served, monkeypatch)
     with ThreadPoolExecutor() as pool:
         waiting = [pool.submit(ask, served, LONG, "/generate/stream" if number % 2 else "/generate") for number in range(6)]
-        wait_until(lambda: served.desk.admission.num_requests == 6, "some are written, and others wait")
+        until(lambda: served.desk.admission.num_requests == 6, "some are written, and others wait")
 
         def break_down(*_: Any) -> None:
             raise RuntimeError("out of memory")
 
         monkeypatch.setattr(engine._decoder, "step", break_down)
-        answers = [each.result(timeout=20) for each in waiting]
+        answers = [each.result(timeout=LIMIT) for each in waiting]
     for answer in answers:
         if "event-stream" in answer.headers["content-type"]:
             name, data = events(answer)[-1]
@@ -83,9 +84,9 @@ def test_an_engine_that_ends_is_said_to_all_and_nobody_waits_for_it(serve: Calla
         else:
             assert answer.status_code == 500
             assert answer.json()["error"]["message"] == "the model could not answer: the engine has ended"
-    wait_until(lambda: not engine.is_alive, "the engine ends")
+    until(lambda: not engine.is_alive, "the engine ends")
     for path in ("/livez", "/readyz"):
-        answer = requests.get(served.url + path, timeout=60)
+        answer = requests.get(served.url + path, timeout=LIMIT)
         assert (answer.status_code, answer.json()["error"]["message"]) == (503, "the engine has ended: start the service again")
     for path, body in BODIES.items():
         assert ask(served, body, path).status_code == 503
@@ -146,7 +147,7 @@ def test_what_a_broken_service_prints_quotes_nobody(
         assert answer.status_code == 500
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
         last = "/generate"
-    wait_until(lambda: last in logged, "it is said")
+    until(lambda: last in logged, "it is said")
     printed = "".join(capfd.readouterr())  # once: what is printed while it reads is lost
     assert on_page or '"status": 500' in printed
     assert part == "writing" or "KeyError in\n" in printed, "it says what, and where"
@@ -175,13 +176,13 @@ def test_rows_in_use_are_told_as_they_are(serve: Callable[..., Served], monkeypa
     served = serve()
     slow_down(served, monkeypatch)
     assert served.meter("rows_in_use") == 0
-    with requests.post(f"{served.url}/generate/stream", json=LONG | {"n": 3, "temperature": 0}, stream=True, timeout=60) as stream:
+    with requests.post(f"{served.url}/generate/stream", json=LONG | {"n": 3, "temperature": 0}, stream=True, timeout=LIMIT) as stream:
         pieces = stream.iter_content()  # which closes the connection when it is forgotten
         next(pieces)
-        wait_until(lambda: served.meter("rows_in_use") == 3, "three are in use, before any has ended")
-        told = requests.get(f"{served.url}/metrics", timeout=60).text
+        until(lambda: served.meter("rows_in_use") == 3, "three are in use, before any has ended")
+        told = requests.get(f"{served.url}/metrics", timeout=LIMIT).text
         assert re.findall(r"^prosemill_rows_in_use (.*)$", told, re.MULTILINE) == ["3.0"]
-    wait_until(lambda: served.meter("rows_in_use") == 0, "none is in use")
+    until(lambda: served.meter("rows_in_use") == 0, "none is in use")
 
 
 def test_who_came_before_the_end_has_the_time_that_is_left_though_the_prompt_was_still_being_read(
@@ -201,7 +202,7 @@ def test_who_came_before_the_end_has_the_time_that_is_left_though_the_prompt_was
     answer = ask(served, LONG)
     assert num_visits == [1]
     assert (answer.status_code, answer.json()["finish_reason"]) == (200, "deadline")
-    wait_until(lambda: served.desk.num_visits == 0, "nobody is left")
+    until(lambda: served.desk.num_visits == 0, "nobody is left")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -211,5 +212,5 @@ def test_a_base_model_whose_engine_has_ended_is_told_to_who_watches(
     served = serve()
     with Writer.open(tiny_model, precision="fp32", num_rows=1) as base:
         monkeypatch.setattr(served.desk.champion, "base", base)
-        assert requests.get(f"{served.url}/livez", timeout=60).status_code == 200
-    assert requests.get(f"{served.url}/livez", timeout=60).status_code == 503
+        assert requests.get(f"{served.url}/livez", timeout=LIMIT).status_code == 200
+    assert requests.get(f"{served.url}/livez", timeout=LIMIT).status_code == 503

@@ -17,7 +17,8 @@ from prosemill.serving.follower import Follower
 from prosemill.serving.settings import ServiceSettings
 from tests.models import write_model
 from tests.serving.asking import GREEDY, ask
-from tests.serving.conftest import VERSION, Served, wait_until
+from tests.serving.conftest import VERSION, Served
+from tests.waiting import until
 
 SETTINGS = ServiceSettings(precision="fp32", num_rows=2, follow_seconds=0.02)
 
@@ -81,10 +82,10 @@ def test_a_registry_that_does_not_answer_is_asked_again(
     follow: Callable[..., tuple[Served, Promoted]], error: Exception, capfd: pytest.CaptureFixture[str]
 ) -> None:
     served, source = follow(error=error)
-    wait_until(lambda: source.num_asked > 5, "it is asked again and again")
+    until(lambda: source.num_asked > 5, "it is asked again and again")
     assert ask(served, GREEDY).json()["model_version"] == VERSION
     source.error = None
-    wait_until(lambda: ask(served, GREEDY).json()["model_version"] == VERSION + 1, "the new one is served")
+    until(lambda: ask(served, GREEDY).json()["model_version"] == VERSION + 1, "the new one is served")
     told = capfd.readouterr().err
     assert told.count(str(error)) == 1
     assert f"version {VERSION} goes on" in told
@@ -95,10 +96,10 @@ def test_a_version_that_does_not_load_leaves_the_old_one_at_work_and_is_tried_ag
 ) -> None:
     monkeypatch.setattr(module, "LONGEST_PAUSE", 0.2)
     served, source = follow(fault=ProsemillError("version 8 was altered after it was registered"))
-    wait_until(lambda: source.num_loaded > 3, "it is tried again")
+    until(lambda: source.num_loaded > 3, "it is tried again")
     assert ask(served, GREEDY).json()["model_version"] == VERSION
     source.fault = None
-    wait_until(lambda: ask(served, GREEDY).json()["model_version"] == VERSION + 1, "the new one is served")
+    until(lambda: ask(served, GREEDY).json()["model_version"] == VERSION + 1, "the new one is served")
     told = capfd.readouterr().err
     assert told.count("was altered after it was registered") == 1
     assert f"version {VERSION} goes on" in told
@@ -129,10 +130,10 @@ def test_a_version_that_cannot_write_is_not_served_and_the_next_one_is_tried_at_
         model.get_output_embeddings().weight[broken] = torch.nan
     model.save_pretrained(tmp_path)
     served, source = follow(folder=tmp_path)
-    wait_until(lambda: source.num_loaded == 1, "it is loaded")
-    wait_until(lambda: source.num_asked > 5, "it is looked at again")
+    until(lambda: source.num_loaded == 1, "it is loaded")
+    until(lambda: source.num_asked > 5, "it is looked at again")
     assert ask(served, GREEDY).json()["model_version"] == VERSION
     source.folder, source.number = tiny_model, source.number + 1
-    wait_until(lambda: ask(served, GREEDY).json()["model_version"] == VERSION + 2, "the one after it is served")
+    until(lambda: ask(served, GREEDY).json()["model_version"] == VERSION + 2, "the one after it is served")
     told = capfd.readouterr().err
     assert told.count(f"the champion is not served: {NO_NUMBERS}; version {VERSION} goes on") == 1

@@ -13,6 +13,7 @@ from prosemill.errors import ProsemillError
 from prosemill.serving import guard
 from prosemill.serving.guard import MAX_BODY, Guard, refuse_open_doors
 from tests.serving.conftest import Served
+from tests.waiting import LIMIT
 
 JSON = "application/json"
 HOST = "127.0.0.1:3000"
@@ -95,7 +96,7 @@ def test_a_body_is_read_up_to_its_limit_whatever_length_it_tells(client: TestCli
 def test_a_body_that_does_not_come_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
     address = urlsplit(served.url)
-    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+    with socket.create_connection((address.hostname, address.port), timeout=LIMIT) as connection:
         connection.sendall(
             f"POST /generate HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: {JSON}\r\nContent-Length: 9\r\n\r\n{{".encode()
         )

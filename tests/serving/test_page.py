@@ -23,8 +23,9 @@ from prosemill.serving.page.passage import Passage
 from tests.browser import Browser, needs_browser, running_browser
 from tests.models import write_model
 from tests.serving.asking import hold_steps, is_empty, slow_down
-from tests.serving.conftest import NUM_ROWS, Served, serving, wait_until
+from tests.serving.conftest import NUM_ROWS, Served, serving
 from tests.serving.visit import Visit
+from tests.waiting import LIMIT, until
 
 KEY = "a-key-of-some-length"
 METRICS = json.loads((Path(__file__).parents[2] / "metrics/evaluation.json").read_text(encoding="utf-8"))
@@ -83,26 +84,26 @@ def test_gradios_routes_are_shut_but_for_those_that_the_page_needs(paged: Served
     assert {(method, path) for method, path in found if needs(method, path)} >= {("GET", path) for path in NEEDED}
     for method, path in found:
         if not needs(method, path):
-            answer = requests.request(method, f"{paged.url}{PATH}{path}", json={}, timeout=60)
+            answer = requests.request(method, f"{paged.url}{PATH}{path}", json={}, timeout=LIMIT)
             assert answer.status_code == 404, (method, path)
             assert method == "HEAD" or answer.json()["error"]["message"] == "the page has no such route"
 
 
 def test_where_there_are_keys_no_route_of_the_page_answers_without_one(keyed: Served) -> None:
     for method, path in [*routes(keyed), ("GET", "")]:
-        answer = requests.request(method, f"{keyed.url}{PATH}{path}", json={}, allow_redirects=False, timeout=60)
+        answer = requests.request(method, f"{keyed.url}{PATH}{path}", json={}, allow_redirects=False, timeout=LIMIT)
         assert answer.status_code == 401, (method, path)
-    assert requests.get(f"{keyed.url}{PATH}", auth=("anybody", KEY), timeout=60).status_code == 200
+    assert requests.get(f"{keyed.url}{PATH}", auth=("anybody", KEY), timeout=LIMIT).status_code == 200
 
 
 def test_nothing_can_be_uploaded(paged: Served) -> None:
     url = f"{paged.url}{PATH}/gradio_api/upload"
-    assert requests.post(url, files={"files": b"x" * 1000}, timeout=60).status_code == 415
-    assert requests.post(url, json={}, timeout=60).status_code == 404
+    assert requests.post(url, files={"files": b"x" * 1000}, timeout=LIMIT).status_code == 415
+    assert requests.post(url, json={}, timeout=LIMIT).status_code == 404
 
 
 def test_the_page_may_load_from_nowhere_else_and_stand_in_no_other(paged: Served) -> None:
-    answer = requests.get(f"{paged.url}{PATH}", timeout=60)
+    answer = requests.get(f"{paged.url}{PATH}", timeout=LIMIT)
     assert answer.status_code == 200
     policy = answer.headers["content-security-policy"]
     assert "default-src 'self'" in policy
@@ -131,13 +132,13 @@ def test_the_page_is_admitted_as_the_routes_are(tiny_model: Path, other_model: P
     with with_base(tiny_model, other_model, max_requests=2) as served:
         slow_down(served, monkeypatch)
         first = Visit(served.url).generate("The history of", beside=True, **LONG)
-        wait_until(lambda: served.desk.champion.num_running == 2, "the answer and the base model's are written")
+        until(lambda: served.desk.champion.num_running == 2, "the answer and the base model's are written")
         assert "the service is busy: come back in" in Visit(served.url).generate("The history of").note()
-        assert requests.post(f"{served.url}/generate", json={"prompt": "a"}, timeout=60).status_code == 429
+        assert requests.post(f"{served.url}/generate", json={"prompt": "a"}, timeout=LIMIT).status_code == 429
         assert "answer-v8-" in first.note()
         assert served.meter("rejections_total") == 2
         assert served.meter("answers_total", outcome="length") == 2
-        wait_until(lambda: is_empty(served), "a row or a place is held")
+        until(lambda: is_empty(served), "a row or a place is held")
 
 
 def test_no_limit_of_gradios_keeps_people_waiting_where_there_is_room(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +150,7 @@ def test_no_limit_of_gradios_keeps_people_waiting_where_there_is_room(tiny_model
         monkeypatch.setattr(decoder, "step", lambda *given: goes_on.wait() and step(*given))
         for _ in range(many):
             stack.enter_context(Visit(served.url).generate("The history of", **LONG).listen())
-        wait_until(lambda: served.desk.admission.num_requests == many, "some are kept waiting")
+        until(lambda: served.desk.admission.num_requests == many, "some are kept waiting")
         assert "the service is busy: come back in" in Visit(served.url).generate("The history of").note()
 
 
@@ -159,8 +160,8 @@ def test_a_page_that_is_closed_frees_its_rows(paged: Served, monkeypatch: pytest
     before = engine.num_steps
     visit = Visit(paged.url).generate("The history of", beside=True, **LONG)
     with visit.listen():
-        wait_until(lambda: paged.desk.champion.num_running == 2, "they are not written")
-    wait_until(lambda: is_empty(paged) and paged.desk.champion.num_running == 0, "a row or a place is held")
+        until(lambda: paged.desk.champion.num_running == 2, "they are not written")
+    until(lambda: is_empty(paged) and paged.desk.champion.num_running == 0, "a row or a place is held")
     assert engine.num_steps - before < 100
     assert paged.desk.admission.num_tokens == 0
 
@@ -222,7 +223,7 @@ def test_a_person_sees_text_come_and_stops_it(browser: Browser, paged: Served, m
     assert min(sizes) < max(sizes)
     assert engine.num_running == 1
     browser.click("//button[@id='stop']")
-    wait_until(lambda: steps.release() or is_empty(paged), "the row or the place is held")  # type: ignore[func-returns-value]
+    until(lambda: steps.release() or is_empty(paged), "the row or the place is held")  # type: ignore[func-returns-value]
     assert 0 < engine.num_steps - before < 200
     browser.until(lambda: text(browser, "note") == "Stopped", "what was done")
     written = text(browser, "answer")
@@ -248,7 +249,7 @@ def test_what_was_stopped_says_so_however_late_it_ends(browser: Browser, paged: 
     ask(browser, "The history of", new_tokens=200, temperature=0)
     browser.until(lambda: text(browser, "note") == "Writing …", "it is written")
     browser.click("//button[@id='stop']")
-    wait_until(lambda: is_empty(paged), "the row or the place is held")
+    until(lambda: is_empty(paged), "the row or the place is held")
     browser.until(lambda: text(browser, "note") == "Stopped", "what was done", patience=10)
 
 
@@ -265,7 +266,7 @@ def test_both_models_answer_side_by_side_what_they_answer_to_all(browser: Browse
     browser.until(lambda: browser.find("//button[@id='generate']").is_enabled(), "another may be asked for")
     assert "Seed 5" in text(browser, "note")
     body: dict[str, Any] = {"prompt": prompt, "max_new_tokens": 12, "seed": 5}
-    expected = requests.post(f"{paged.url}/generate", json=body, timeout=60).json()["generated_text"]
+    expected = requests.post(f"{paged.url}/generate", json=body, timeout=LIMIT).json()["generated_text"]
     shown = {part: browser.find(f"//*[@id='{part}']//p").get_property("textContent") for part in ("answer", "base-answer")}
     assert shown["answer"] == prompt + expected
     assert str(shown["base-answer"]).startswith(prompt)
@@ -299,9 +300,9 @@ def test_a_closed_tab_ends_what_it_asked_for(browser: Browser, paged: Served, mo
     slow_down(paged, monkeypatch)
     browser.open(f"{paged.url}{PATH}")
     ask(browser, "The history of", new_tokens=200)
-    wait_until(lambda: not is_empty(paged), "it is not written")
+    until(lambda: not is_empty(paged), "it is not written")
     browser.open("about:blank")
-    wait_until(lambda: is_empty(paged), "the row or the place is held")
+    until(lambda: is_empty(paged), "the row or the place is held")
 
 
 @needs_browser

@@ -8,8 +8,9 @@ import requests
 
 from prosemill.serving.page import PATH, sessions
 from tests.serving.asking import is_empty, slow_down
-from tests.serving.conftest import Served, wait_until
+from tests.serving.conftest import Served
 from tests.serving.visit import Visit
+from tests.waiting import LIMIT, until
 
 CANARY = "canaryprompt"
 WRITE = [False, CANARY, 12, 0, 0.9, 50, 1.0, "1"]
@@ -53,7 +54,7 @@ def check_refused(answer: requests.Response, status: int) -> None:
 def test_a_call_is_one_that_the_page_makes(served: Served, fields: dict[str, Any], words: str, capfd: pytest.CaptureFixture[str]) -> None:
     visit = Visit(served.url)
     body = json.dumps({"data": WRITE, "fn_index": visit.function, "session_hash": visit.session} | fields)
-    answer = requests.post(f"{visit.url}/queue/join", data=body, headers={"Content-Type": "application/json"}, timeout=60)
+    answer = requests.post(f"{visit.url}/queue/join", data=body, headers={"Content-Type": "application/json"}, timeout=LIMIT)
     check_refused(answer, 400)
     assert words in answer.json()["error"]["message"]
     assert CANARY not in "".join(capfd.readouterr())
@@ -65,7 +66,7 @@ def test_a_call_is_one_that_the_page_makes(served: Served, fields: dict[str, Any
 )
 def test_a_body_that_does_not_fit_is_refused(served: Served, route: str, body: bytes) -> None:
     url = f"{served.url}{PATH}/gradio_api/{route}"
-    check_refused(requests.post(url, data=body, headers={"Content-Type": "application/json"}, timeout=60), 400)
+    check_refused(requests.post(url, data=body, headers={"Content-Type": "application/json"}, timeout=LIMIT), 400)
 
 
 @pytest.mark.parametrize(
@@ -84,12 +85,12 @@ def test_a_body_that_does_not_fit_is_refused(served: Served, route: str, body: b
     ],
 )
 def test_what_is_not_there_is_refused(served: Served, path: str, status: int) -> None:
-    check_refused(requests.get(f"{served.url}{PATH}{path}", timeout=60), status)
+    check_refused(requests.get(f"{served.url}{PATH}{path}", timeout=LIMIT), status)
 
 
 def test_heads_are_given_of_what_is_there(served: Served) -> None:
     for path in ("/", "/config", "/theme.css"):
-        answer = requests.head(f"{served.url}{PATH}{path}", timeout=60)
+        answer = requests.head(f"{served.url}{PATH}{path}", timeout=LIMIT)
         assert (answer.status_code, answer.content) == (200, b"")
 
 
@@ -121,10 +122,10 @@ def test_who_does_not_listen_is_not_written_for_and_forgotten(served: Served, mo
     engine = served.engine
     before = engine.num_steps
     visits = [Visit(served.url).generate("The history of", new=200) for _ in range(2)]
-    wait_until(lambda: engine.num_running == 2, "they are not written")
-    wait_until(lambda: is_empty(served), "the rows or the places are held")
+    until(lambda: engine.num_running == 2, "they are not written")
+    until(lambda: is_empty(served), "the rows or the places are held")
     assert 0 < engine.num_steps - before < 100
-    wait_until(lambda: not any(kept(served, visit.session) for visit in visits), "something is kept")
+    until(lambda: not any(kept(served, visit.session) for visit in visits), "something is kept")
     check_refused(visits[0].listen(), 404)
     assert "answer-v7-" in visits[0].generate("The history of").note()
 
@@ -133,10 +134,10 @@ def test_who_listens_is_kept_between_calls(served: Served, monkeypatch: pytest.M
     visit = Visit(served.url)
     for _ in range(2):
         assert "answer-v7-" in visit.generate("The history of", new=20).note()
-        wait_until(lambda: set(kept(served, visit.session)) == {"messages", "calls", "state", "times"}, "the call is not over")
+        until(lambda: set(kept(served, visit.session)) == {"messages", "calls", "state", "times"}, "the call is not over")
     monkeypatch.setattr(sessions, "SECONDS", 0.2)
     visit.generate("The history of", new=20).note()
-    wait_until(lambda: not kept(served, visit.session), "something is kept")
+    until(lambda: not kept(served, visit.session), "something is kept")
 
 
 def test_who_does_not_read_is_not_written_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +146,7 @@ def test_who_does_not_read_is_not_written_for(served: Served, monkeypatch: pytes
     engine = served.engine
     before = engine.num_steps
     visit = Visit(served.url).generate("The history of", new=200)
-    wait_until(lambda: not is_empty(served), "it is not written")
-    wait_until(lambda: is_empty(served), "the row or the place is held")
+    until(lambda: not is_empty(served), "it is not written")
+    until(lambda: is_empty(served), "the row or the place is held")
     assert 0 < engine.num_steps - before < 100
     check_refused(visit.join(*WRITE), 400)

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import requests
 
-from tests.serving.conftest import wait_until
 from tests.serving.real import RealService, real_service
 from tests.serving.visit import Visit
 from tests.test_telemetry import SPY
+from tests.waiting import LIMIT, until
 
 PROMPT, KEY = "canaryprompt", "canarykey-of-some-length"
 JSON = {"Content-Type": "application/json"}
@@ -69,7 +69,7 @@ class Watched:
     @property
     def told(self) -> str:
         """What it has printed, its numbers, and what its traces say."""
-        metrics = requests.get(f"{self.service.url}/metrics", headers=ALLOWED, timeout=60).text
+        metrics = requests.get(f"{self.service.url}/metrics", headers=ALLOWED, timeout=LIMIT).text
         return self.service.log.read_text() + metrics + b"".join(self.collector.taken).decode("latin-1")
 
 
@@ -111,7 +111,7 @@ def test_a_prompt_and_a_key_are_told_to_nobody(watched: Watched) -> None:
     assert watched.ask(f"/ui/gradio_api/queue/data?session_hash={PROMPT}", "GET") == 404
     assert watched.ask(f"/ui?{PROMPT}", "GET") == 200
     assert watched.ask("/the-last", "GET") == 404
-    wait_until(lambda: b"/the-last" in b"".join(watched.collector.taken), "all have their traces")
+    until(lambda: b"/the-last" in b"".join(watched.collector.taken), "all have their traces")
     told = watched.told
     assert "POST /generate/stream" in told
     assert "http send" not in told, "a span of each event"
@@ -125,7 +125,7 @@ def test_a_line_break_in_a_path_makes_no_line_of_its_own(watched: Watched) -> No
     forged = '{"time": "now", "method": "GET", "path": "/forged", "status": 200, "seconds": 0}'
     assert watched.ask(f"/%0a%0d%e2%80%a8{forged}%0a", "GET") == 404
     assert watched.ask(f"/%0a{forged}%0a", "GET", headers={}) == 401
-    wait_until(lambda: watched.service.log.read_text().count("/forged") == 2, "both are in the log, which is written after the answer")
+    until(lambda: watched.service.log.read_text().count("/forged") == 2, "both are in the log, which is written after the answer")
     lines = watched.service.log.read_text().splitlines()
     assert sum("/forged" in line for line in lines) == 2
     assert not [line for line in lines if line.startswith(forged[:20])]
@@ -196,11 +196,11 @@ def test_a_host_that_looks_like_a_path_opens_no_route(watched: Watched) -> None:
 
 def test_the_rows_are_told_while_they_are_in_use(watched: Watched) -> None:
     body: dict[str, Any] = {"prompt": "a", "max_new_tokens": 4000, "temperature": 0, "n": 2}
-    with requests.post(f"{watched.service.url}/generate/stream", json=body, headers=ALLOWED, stream=True, timeout=60) as stream:
+    with requests.post(f"{watched.service.url}/generate/stream", json=body, headers=ALLOWED, stream=True, timeout=LIMIT) as stream:
         pieces = stream.iter_content()  # which closes the connection when it is forgotten
         next(pieces)
-        wait_until(lambda: "prosemill_rows_in_use 2.0" in watched.told, "two are in use")
-    wait_until(lambda: "prosemill_rows_in_use 0.0" in watched.told, "none is in use")
+        until(lambda: "prosemill_rows_in_use 2.0" in watched.told, "two are in use")
+    until(lambda: "prosemill_rows_in_use 0.0" in watched.told, "none is in use")
 
 
 def test_every_refusal_had_the_one_shape_and_nobody_outside_was_called(watched: Watched) -> None:

@@ -14,7 +14,8 @@ from prosemill.generation.writer import Writer
 from prosemill.serving.champion import Champion
 from tests.models import write_model
 from tests.serving.asking import hold_steps
-from tests.serving.conftest import NUM_ROWS, VERSION, Served, wait_until
+from tests.serving.conftest import NUM_ROWS, VERSION, Served
+from tests.waiting import LIMIT, until
 
 BODY: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 40, "temperature": 0}
 NUM_CLIENTS = 8
@@ -34,7 +35,7 @@ def load(folder: Path, version: int) -> Champion:
 
 
 def ask(served: Served) -> requests.Response:
-    return requests.post(f"{served.url}/generate", json=BODY, timeout=60)
+    return requests.post(f"{served.url}/generate", json=BODY, timeout=LIMIT)
 
 
 def test_a_swap_under_load_fails_no_request(serve: Callable[..., Served], tiny_model: Path, other_model: Path) -> None:
@@ -47,13 +48,11 @@ def test_a_swap_under_load_fails_no_request(serve: Callable[..., Served], tiny_m
     pool = ThreadPoolExecutor(NUM_CLIENTS)
     clients = [pool.submit(go_on) for _ in range(NUM_CLIENTS)]
     for version, folder in ((8, other_model), (9, tiny_model), (10, other_model)):
-        wait_until(
-            lambda: len({answer.json()["model_version"] for answer in answers}) == served.desk.champion.version - VERSION + 1, "none"
-        )
+        until(lambda: len({answer.json()["model_version"] for answer in answers}) == served.desk.champion.version - VERSION + 1, "none")
         before = served.desk.champion
         served.desk.swap(load(folder, version)).join()
         assert version == 8 or not before.writer.engine.is_alive, "the one before is closed when its last visitor has gone"
-    wait_until(lambda: answers[-1].json()["model_version"] == 10, "the last is served")
+    until(lambda: answers[-1].json()["model_version"] == 10, "the last is served")
     ends.set()
     for client in clients:
         client.result()  # raises what a client has met
@@ -74,8 +73,8 @@ def test_what_has_begun_ends_on_the_version_where_it_began(
     expected = ask(served).json()["generated_text"]
     before, following, last = served.desk.champion, load(other_model, 8), load(tiny_model, 9)
     steps = hold_steps(served, monkeypatch)
-    with requests.post(f"{served.url}/generate/stream", json=BODY, stream=True, timeout=60) as waiting:
-        wait_until(lambda: before.writer.engine.num_running == 1, "it is being written")
+    with requests.post(f"{served.url}/generate/stream", json=BODY, stream=True, timeout=LIMIT) as waiting:
+        until(lambda: before.writer.engine.num_running == 1, "it is being written")
         closing = served.desk.swap(following)
         assert ask(served).json()["model_version"] == 8
         served.desk.swap(last).join()  # the way back from a bad version waits for nobody

@@ -8,6 +8,7 @@ from typing import Any
 import requests
 
 from prosemill.serving.page import PATH
+from tests.waiting import LIMIT
 
 numbers = itertools.count()
 
@@ -18,7 +19,7 @@ class Visit:
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         """Open the page of the service at an address, with headers that all that is asked for has."""
         self.url, self.session, self._headers = f"{url}{PATH}/gradio_api", f"session{next(numbers)}", headers
-        config = requests.get(f"{url}{PATH}/config", headers=self._headers, timeout=60).json()
+        config = requests.get(f"{url}{PATH}/config", headers=self._headers, timeout=LIMIT).json()
         parts = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
         outputs = [[parts[output] for output in each["outputs"]] for each in config["dependencies"]]
         self.function = outputs.index(["note", "answers"])
@@ -26,7 +27,7 @@ class Visit:
     def join(self, *data: Any, **fields: Any) -> requests.Response:
         """Have the function that writes called with values, or what the fields say instead."""
         body: dict[str, Any] = {"data": data, "fn_index": self.function, "session_hash": self.session} | fields
-        return requests.post(f"{self.url}/queue/join", json=body, headers=self._headers, timeout=60)
+        return requests.post(f"{self.url}/queue/join", json=body, headers=self._headers, timeout=LIMIT)
 
     def generate(self, prompt: Any, *, new: Any = 12, temperature: Any = 0, seed: Any = "1", beside: bool = False) -> "Visit":
         """Click on *Generate*."""
@@ -36,7 +37,9 @@ class Visit:
 
     def listen(self) -> requests.Response:
         """What is sent then."""
-        return requests.get(f"{self.url}/queue/data", params={"session_hash": self.session}, stream=True, headers=self._headers, timeout=60)
+        return requests.get(
+            f"{self.url}/queue/data", params={"session_hash": self.session}, stream=True, headers=self._headers, timeout=LIMIT
+        )
 
     def note(self) -> str:
         """What the line below the buttons says at the end."""

@@ -1,4 +1,4 @@
-"""A registry with three versions, on an SQLite file and on a server with PostgreSQL; every test starts with no alias set."""
+"""A registry with three versions, on an SQLite file or on a server with PostgreSQL; every test starts with no alias set."""
 
 import shutil
 import uuid
@@ -20,6 +20,13 @@ from tests.registry.workspace import Workspace
 
 WITHOUT_POSTGRESQL = "PostgreSQL's server programs are not installed (Debian: apt-get install postgresql)"
 NUM_VERSIONS = 3
+
+on_every_server = pytest.mark.parametrize(
+    "kind",
+    ["sqlite", pytest.param("postgresql", marks=pytest.mark.skipif(postgresql_programs() is None, reason=WITHOUT_POSTGRESQL))],
+    indirect=True,
+)
+"""For what depends on the server: how it keeps aliases, tags and artifacts. Our own logic is the same on each."""
 
 
 @dataclass(frozen=True)
@@ -92,17 +99,15 @@ def register_versions(server: Server, folder: Path, tiny_model: Path, texts: lis
     return workspace
 
 
-@pytest.fixture(
-    params=["sqlite", pytest.param("postgresql", marks=pytest.mark.skipif(postgresql_programs() is None, reason=WITHOUT_POSTGRESQL))]
-)
+@pytest.fixture
 def kind(request: pytest.FixtureRequest, kinds: Callable[[str], Kind]) -> Kind:
-    """Each kind of server in turn."""
-    return kinds(request.param)
+    """The SQLite file, or what `on_every_server` names."""
+    return kinds(getattr(request, "param", "sqlite"))
 
 
 @pytest.fixture
 def server(kind: Kind) -> Server:
-    """A tracking server of each kind in turn."""
+    """The tracking server."""
     return kind.server
 
 
@@ -139,7 +144,7 @@ def fresh(tmp_path: Path, tiny_model: Path, texts: list[str], empty_store: Path,
 
 @pytest.fixture
 def anywhere(server: Server, tmp_path: Path, tiny_model: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
-    """As `fresh`, on a server of each kind in turn, in a registered model of the test's own."""
+    """As `fresh`, on a server that other tests use too, in a registered model of the test's own."""
     workspace = empty_workspace(tmp_path, tiny_model, texts, monkeypatch)
     monkeypatch.setattr(store, "MODEL_NAME", f"prosemill-{uuid.uuid4().hex[:8]}")
     with environment(server.environment):

@@ -3,7 +3,6 @@
 import getpass
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-START_SECONDS = 120.0
+from tests.ports import free_port
+from tests.waiting import LIMIT
 
 
 def postgresql_programs() -> Path | None:
@@ -49,9 +49,7 @@ def postgresql(folder: Path) -> Iterator[str]:
 @contextmanager
 def mlflow_server(folder: Path, store: str) -> Iterator[str]:
     """A tracking server on this machine that keeps its tables in `store` and its artifacts in `folder`; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", store, "--artifacts-destination", str(folder / "artifacts")]
@@ -67,7 +65,7 @@ def mlflow_server(folder: Path, store: str) -> Iterator[str]:
 
 
 def _wait_until_it_answers(address: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
+    end = time.monotonic() + LIMIT
     while time.monotonic() < end and server.poll() is None:
         try:
             with urllib.request.urlopen(f"{address}/health", timeout=1):  # noqa: S310 - http, on this machine

@@ -17,7 +17,7 @@ from prosemill.registry.lineage import model_folder
 from prosemill.registry.promotion import promote
 from prosemill.registry.registering import register
 from prosemill.registry.store import CHALLENGER, CHAMPION, Registry
-from tests.registry.conftest import Server
+from tests.registry.conftest import Server, on_every_server
 from tests.registry.workspace import PROTOCOL, Workspace
 
 
@@ -27,6 +27,7 @@ def failed(registry: Registry, number: int, champion: int | None = None, **secti
     return {rule.name for rule in verdict.rules if not rule.passed}
 
 
+@on_every_server
 def test_a_sound_version_passes(registry: Registry) -> None:
     assert failed(registry, 1) == set()
     assert failed(registry, 2, champion=1) == set()
@@ -76,6 +77,7 @@ def test_the_verdict_is_kept_and_shown(registry: Registry) -> None:
     assert "| repetition rate | 0.05 | at most 0.01 | failed |" in text
 
 
+@on_every_server
 def test_a_champion_of_other_documents_is_evaluated_again_once(
     anywhere: Workspace, texts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +116,7 @@ def test_a_champion_cannot_be_evaluated_on_documents_that_are_not_here(fresh: Wo
     assert "gate" not in registry.version(2).tags
 
 
+@on_every_server
 def test_a_champion_whose_kept_evaluation_was_altered_is_no_measure(anywhere: Workspace, server: Server) -> None:
     anywhere.train("a" * 16, seed=1, bits_per_byte=2.0)
     register()
@@ -148,6 +151,7 @@ def test_a_challenger_of_another_corpus_or_kind_is_refused(
     assert "gate" not in registry.version(2).tags
 
 
+@on_every_server
 def test_a_package_altered_after_registration_is_refused_and_nothing_of_it_imported(anywhere: Workspace, server: Server) -> None:
     anywhere.train("a" * 16)
     version, registry = register(), Registry.open()
@@ -162,6 +166,7 @@ def test_a_package_altered_after_registration_is_refused_and_nothing_of_it_impor
     assert registry.version(1).tags == version.tags
 
 
+@on_every_server
 def test_a_package_or_its_record_that_is_gone_is_one_line(anywhere: Workspace, server: Server) -> None:
     anywhere.train("a" * 16)
     version, registry = register(), Registry.open()
@@ -179,6 +184,7 @@ def test_a_package_or_its_record_that_is_gone_is_one_line(anywhere: Workspace, s
     assert promote(registry, Gate()).passed, "registering again puts back what was kept"
 
 
+@on_every_server
 def test_what_a_person_wrote_of_a_version_stays(anywhere: Workspace) -> None:
     anywhere.train("a" * 16)
     register()

@@ -14,6 +14,7 @@ from prosemill.registry.kept import read_kept
 from prosemill.registry.lineage import links
 from prosemill.registry.registering import register
 from prosemill.registry.store import Registry
+from tests.registry.conftest import on_every_server
 from tests.registry.workspace import Workspace
 
 STEPS = ["package", "weights", "run", "dvc.lock", "evaluation", "stages", "commit", "params", "corpus", "base model"]
@@ -24,6 +25,7 @@ def states(registry: Registry, number: int, *, thorough: bool = False) -> dict[s
     return {link.name: link.state for link in links(registry, version, read_kept(registry, version), thorough=thorough)}
 
 
+@on_every_server
 def test_every_step_of_a_sound_version_is_verified(registry: Registry) -> None:
     found = states(registry, 3)
     assert list(found) == [*STEPS, "corpus's source", "model's source"]

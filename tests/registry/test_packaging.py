@@ -18,7 +18,7 @@ from prosemill.families import families
 from prosemill.packaged import CODE, REQUIREMENTS, PackagedModel
 from prosemill.pretrained import load_model
 from prosemill.registry import packaging
-from prosemill.registry.packaging import Package, compare, log_package, pinned
+from prosemill.registry.packaging import Package, log_package, pinned
 from prosemill.registry.store import package_digest
 from prosemill.tracking import open_run
 from tests.conftest import environment
@@ -131,14 +131,6 @@ def test_the_package_says_what_it_takes_and_gives(package: Package, tracking_sto
     }
     example = json.loads((local_folder(package, tracking_store) / "input_example.json").read_text())
     assert example["columns"] == ["prompt"]
-
-
-def test_the_probe_tells_another_model(trained: Path, package: Package, tracking_store: dict[str, str], tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    write_model(other, json.loads((trained / "config.json").read_text())["model_type"], trained, seed=5)
-    with environment(tracking_store), pytest.raises(ProsemillError, match="the package is not the trained model"):
-        compare(f"models:/{package.model_id}", other)
 
 
 def test_the_packages_code_is_whole_by_itself(tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from prosemill.registry.gate import Verdict, judge
 from prosemill.registry.promotion import _change, current_champion, promote, roll_back, settle
 from prosemill.registry.registering import register
 from prosemill.registry.store import CHALLENGER, CHAMPION, MODEL_NAME, PREVIOUS_CHAMPION, Registry, Served, State
+from tests.registry.conftest import on_every_server
 from tests.registry.workspace import Workspace
+from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
 GATE = Gate()
@@ -59,6 +61,7 @@ def aliases(registry: Registry) -> tuple[int | None, int | None, int | None]:
     return found.get(CHAMPION), found.get(PREVIOUS_CHAMPION), found.get(CHALLENGER)
 
 
+@on_every_server
 def test_the_challenger_becomes_champion_and_the_champion_its_predecessor(registry: Registry) -> None:
     registry.set_alias(CHALLENGER, 1)
     assert promote(registry, GATE).champion is None
@@ -70,6 +73,7 @@ def test_the_challenger_becomes_champion_and_the_champion_its_predecessor(regist
     assert aliases(registry) == (3, 2, None)
 
 
+@on_every_server
 def test_a_rollback_is_one_step_back_and_no_more(registry: Registry) -> None:
     promote(registry, GATE, 1)
     promote(registry, GATE, 2)
@@ -81,6 +85,7 @@ def test_a_rollback_is_one_step_back_and_no_more(registry: Registry) -> None:
     assert aliases(registry) == (1, None, None)
 
 
+@on_every_server
 def test_a_version_that_fails_changes_nothing_but_its_verdict(registry: Registry) -> None:
     promote(registry, GATE, 2)
     registry.set_alias(CHALLENGER, 1)
@@ -151,6 +156,7 @@ def test_a_champion_set_by_hand_counts_and_the_last_one_is_its_predecessor(regis
     assert roll_back(registry) == (3, 1)
 
 
+@on_every_server
 def test_a_deleted_champion_is_said_and_the_way_back_is_open(registry: Registry) -> None:
     extra = copy_of_version(registry, 2)
     promote(registry, GATE, 1)
@@ -173,6 +179,7 @@ def test_a_deleted_champion_is_said_and_the_way_back_is_open(registry: Registry)
     assert aliases(registry) == (1, None, None)
 
 
+@on_every_server
 def test_an_alias_to_a_version_that_is_gone_is_refused(registry: Registry) -> None:
     extra = copy_of_version(registry, 2)
     promote(registry, GATE, 1)
@@ -201,7 +208,7 @@ def test_who_waits_comes_after_the_change_that_is_at_work(registry: Registry) ->
         waiting = threading.Thread(target=come)
         waiting.start()
         assert not came.wait(0.5)
-    waiting.join(timeout=30)
+    waiting.join(timeout=LIMIT)
     assert came.is_set()
 
 

@@ -16,9 +16,12 @@ from prosemill.registry import packaging, registering
 from prosemill.registry.registering import register
 from prosemill.registry.store import CHALLENGER, CHAMPION, Registry
 from prosemill.tracking import tracking_uri
+from tests.registry.conftest import on_every_server
 from tests.registry.workspace import Workspace
+from tests.waiting import LIMIT
 
 
+@on_every_server
 def test_a_version_carries_what_leads_back(registry: Registry, registered: Workspace) -> None:
     version = registry.version(3)
     assert version.tags["fingerprint"] == f"{3:016x}"
@@ -31,6 +34,7 @@ def test_a_version_carries_what_leads_back(registry: Registry, registered: Works
     assert version.tags["evaluation_digest"] == sha256_of_file(Path("metrics/evaluation.json"))
 
 
+@on_every_server
 def test_the_evaluation_stands_with_the_package_and_its_dataset(registry: Registry) -> None:
     model = mlflow.MlflowClient().get_logged_model(registry.version(3).model_id)
     (metric,) = [metric for metric in model.metrics or [] if metric.key == "trained.bits_per_byte"]
@@ -39,6 +43,7 @@ def test_the_evaluation_stands_with_the_package_and_its_dataset(registry: Regist
     assert (metric.dataset_name, metric.dataset_digest) == ("test_split", digest[:36])
 
 
+@on_every_server
 def test_the_same_weights_keep_their_version(registry: Registry, registered: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registering, "log_package", None)  # not called
     before = len(registry.versions())
@@ -57,7 +62,7 @@ def test_a_registration_waits_for_a_change_that_is_at_work(registry: Registry, r
             waiting = pool.submit(register)
             time.sleep(5)  # reading the results comes before the lock
             assert not waiting.done()
-        assert waiting.result(timeout=60).number == 3
+        assert waiting.result(timeout=LIMIT).number == 3
 
 
 def test_another_evaluation_of_the_same_weights_is_brought_up_to_date(fresh: Workspace) -> None:

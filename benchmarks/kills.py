@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,10 +73,10 @@ def compose(folder: Path, environment: dict[str, str], overrides: Sequence[str])
     subprocess.run(command, cwd=folder, env=environment, check=True)
 
 
-def run_whole(folder: Path, environment: dict[str, str]) -> float:
-    """`dvc repro` to its end; its seconds."""
+def run_whole(folder: Path, environment: dict[str, str], *stages: str) -> float:
+    """`dvc repro`, of some stages or of all, to its end; its seconds."""
     start = time.monotonic()
-    finished = subprocess.run(["dvc", "repro"], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    finished = subprocess.run(["dvc", "repro", *stages], cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return time.monotonic() - start
 
@@ -92,13 +92,21 @@ def result_of(folder: Path) -> dict[str, Any]:
     return found | {"tracked runs": _tracked_runs(folder)}
 
 
-def kill_once(folder: Path, moment: float, *, alone: bool, expected: dict[str, Any]) -> Kill:
-    """Kill a run in a new clone at a moment, run it again, and compare."""
-    environment = make_clone(folder)
+def kill_once(
+    folder: Path,
+    environment: dict[str, str],
+    wait: Callable[["subprocess.Popen[bytes]"], None],
+    *stages: str,
+    alone: bool,
+    expected: dict[str, Any],
+) -> Kill:
+    """Kill a `dvc repro` in a folder when `wait` returns, run it again, and compare."""
     child = subprocess.Popen(
-        ["dvc", "repro"], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        ["dvc", "repro", *stages], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    time.sleep(moment)
+    begin = time.monotonic()
+    wait(child)
+    moment = time.monotonic() - begin
     family = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
     stage = next((part for one in family for part in _command(one) if part.startswith("stages.")), "no stage")
     if child.poll() is None:
@@ -109,10 +117,15 @@ def kill_once(folder: Path, moment: float, *, alone: bool, expected: dict[str, A
     orphan_seconds = time.monotonic() - start
     assert not left, f"{left} outlived DVC by {ORPHAN_SECONDS} s"
     mend_files_of_dvc(folder)
-    run_whole(folder, environment)
+    run_whole(folder, environment, *stages)
     found = result_of(folder)
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     return Kill(moment, alone, stage, orphan_seconds, differing)
+
+
+def after(seconds: float) -> Callable[["subprocess.Popen[bytes]"], None]:
+    """Wait for a time, whatever runs then."""
+    return lambda _: time.sleep(seconds)
 
 
 def kill_often(root: Path, kills: int, seed: int) -> Iterator[Kill]:
@@ -125,7 +138,8 @@ def kill_often(root: Path, kills: int, seed: int) -> Iterator[Kill]:
     for number in range(kills):
         # One from each stretch of equal length, so that a few kills too are spread over all stages.
         moment = (number + generator.random()) / kills * seconds
-        yield kill_once(root / str(number), moment, alone=number % 2 == 1, expected=expected)
+        folder = root / str(number)
+        yield kill_once(folder, make_clone(folder), after(moment), alone=number % 2 == 1, expected=expected)
 
 
 def _numbers(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

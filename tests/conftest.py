@@ -7,6 +7,7 @@ os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARN
 # Tiny models gain nothing from a second thread, and two tests side by side lose half their time to threads that wait for a core.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import gc
 import json
 import pydoc_data.topics
 import shutil
@@ -25,8 +26,7 @@ from tests.wikitext_files import SAMPLE, WikiText, needs_sample, write_wikitext
 # A shell starts what it runs in the background (`make test &`) deaf to Ctrl-C, and every program below would be deaf as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SHARING = {f"tests/end_to_end/test_{name}.py": "the clone" for name in ("families", "pipeline", "readme", "registry")}
-SHARING |= {f"tests/registry/test_{name}.py": "the servers" for name in ("gate", "lineage", "packaging", "promotion", "registering")}
+SHARING = {f"tests/registry/test_{name}.py": "the servers" for name in ("gate", "lineage", "packaging", "promotion", "registering")}
 """Files whose tests share what takes long to make, by what they share: one process has to run them."""
 
 
@@ -48,6 +48,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Processes begin with what takes longest, or one would be left with it at the end; one alone begins with what fails soonest."""
     in_processes = hasattr(config, "workerinput")
     items.sort(key=lambda item: item.nodeid.startswith("tests/end_to_end/") != in_processes)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of garbage collections, which would go over a million objects each time."""
+    gc.freeze()
 
 
 def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

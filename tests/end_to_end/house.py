@@ -2,12 +2,10 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +14,8 @@ import requests
 
 from tests.end_to_end.conftest import Clone, make_clone
 from tests.end_to_end.prefect_api import PrefectApi
+from tests.ports import free_ports
+from tests.waiting import LIMIT, until
 
 T = TypeVar("T")
 
@@ -23,8 +23,6 @@ T = TypeVar("T")
 PROSEMILL = (sys.executable, "-P", "-c", "from prosemill.cli import app; app()")
 PORT_OPTIONS = ("--prefect-port", "--mlflow-port", "--service-port")
 READY = "Ctrl-C ends them all"
-START_SECONDS = 180.0
-END_SECONDS = 10.0
 
 
 class HouseClone(Clone):
@@ -37,7 +35,7 @@ class HouseClone(Clone):
             del self.environment[name]
         self.environment |= {"PYTHONPATH": f"{spy}{os.pathsep}{folder}", "HOME": str(home), "PWD": str(folder)}
 
-    def up(self, *options: str, seconds: float = START_SECONDS) -> "subprocess.CompletedProcess[str]":
+    def up(self, *options: str, seconds: float = LIMIT) -> "subprocess.CompletedProcess[str]":
         """Run a `prosemill up` that ends by itself."""
         command = [*PROSEMILL, "up", *options]
         return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=seconds)
@@ -114,7 +112,7 @@ def running_house(clone: HouseClone, log: Path, *, end: signal.Signals = signal.
         yield house
         started = house.processes()
         os.killpg(house.process.pid, end)
-        until(lambda: house.is_over() and not living(started | clone.processes()), END_SECONDS, "nothing of the house is left")
+        until(lambda: house.is_over() and not living(started | clone.processes()), "nothing of the house is left")
         assert house.process.returncode == 0, log.read_text()
 
 
@@ -125,7 +123,7 @@ def started_house(clone: HouseClone, log: Path, ports: Sequence[int] = (), /, **
     process = clone.start(log, *port_options(ports), **environment)
     house = House(clone, process, ports, log)
     try:
-        until(lambda: READY in log.read_text() or house.is_over(), START_SECONDS, "prosemill up says where its servers are")
+        until(lambda: READY in log.read_text() or house.is_over(), "prosemill up says where its servers are")
         assert not house.is_over(), log.read_text()
         yield house
     finally:
@@ -146,20 +144,6 @@ def make_house_clone(folder: Path) -> HouseClone:
         path.mkdir(parents=True)
     made = make_clone(folder / "clone", spy)
     return HouseClone(made.folder, spy, home)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at this moment; each another."""
-    with ExitStack() as stack:
-        return [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
-
-
-def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait until a condition holds; the test fails if it does not in time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(0.1)
 
 
 def told(processes: Iterable[psutil.Process], question: Callable[[psutil.Process], T]) -> dict[psutil.Process, T]:

@@ -12,7 +12,9 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
-from prosemill.orchestration.environment import AUTH, HOME, free_port
+from prosemill.orchestration.environment import AUTH, HOME
+from tests.ports import free_port
+from tests.waiting import LIMIT
 
 SERVE = """
 import os, sys
@@ -39,12 +41,12 @@ class PrefectApi:
         self.session.mount(address, HTTPAdapter(max_retries=busy))
         user, _, password = auth.partition(":")
         self.session.auth = (user, password)
-        token = self.session.get(f"{address}/api/csrf-token", params={"client": "tests"}, timeout=30).json()["token"]
+        token = self.session.get(f"{address}/api/csrf-token", params={"client": "tests"}, timeout=LIMIT).json()["token"]
         self.session.headers.update({"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"})
 
     def call(self, method: str, path: str, **content: Any) -> Any:
         """What the server answers, parsed; the test fails on an error's status."""
-        answer = self.session.request(method, f"{self.address}/api{path}", json=content if method != "GET" else None, timeout=30)
+        answer = self.session.request(method, f"{self.address}/api{path}", json=content if method != "GET" else None, timeout=LIMIT)
         assert answer.ok, (path, answer.status_code, answer.text)
         return answer.json() if answer.content else None
 

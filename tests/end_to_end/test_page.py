@@ -19,7 +19,8 @@ from selenium.webdriver.common.by import By
 
 from tests.browser import Browser, needs_browser, running_browser
 from tests.conftest import environment
-from tests.end_to_end.house import START_SECONDS, House, make_house_clone, running_house, told, until
+from tests.end_to_end.house import House, make_house_clone, running_house, told
+from tests.waiting import LIMIT, until
 
 PIPELINE_PATIENCE = 1200.0  # seconds for a step of the pipeline, on a machine that has other work, too
 LOOK_SECONDS, REST_SECONDS = 3.0, 10.0  # at a run that is not as far
@@ -67,7 +68,7 @@ def run(browser: Browser, house: House) -> str:
     browser.find("//button[@role='tab'][.='Task Runs']")
     run = browser.driver.current_url.partition("?")[0]
     for step in STEPS:
-        until(lambda step=step: sees_completed(browser, run, step), PIPELINE_PATIENCE, f"{step} is completed")  # type: ignore[misc]
+        until(lambda step=step: sees_completed(browser, run, step), f"{step} is completed")  # type: ignore[misc]
     browser.find("//*[@data-slot='badge'][.='Completed']")
     return run
 
@@ -165,9 +166,9 @@ def test_a_person_accepts_a_promotion_and_says_why(browser: Browser, house: Hous
 
 
 def test_the_new_champion_is_served(house: House, run: str) -> None:
-    until(lambda: f"Service  {house.service}  (version 1)" in house.log.read_text(), START_SECONDS, "the house serves the champion")
+    until(lambda: f"Service  {house.service}  (version 1)" in house.log.read_text(), "the house serves the champion")
     assert all(address in house.log.read_text() for address in (house.prefect, f"{house.prefect}/api", house.mlflow, house.service))
-    answer = requests.post(f"{house.service}/generate", json={"prompt": "import ", "max_new_tokens": 8}, timeout=60)
+    answer = requests.post(f"{house.service}/generate", json={"prompt": "import ", "max_new_tokens": 8}, timeout=LIMIT)
     assert answer.json()["model_version"] == 1
 
 
@@ -176,9 +177,9 @@ def test_a_service_that_ends_is_started_again(house: House, run: str) -> None:
     commands = told(house.processes(), psutil.Process.cmdline)
     for service in [process for process, command in commands.items() if command[1:4] == ["-m", "bentoml", "serve"]]:
         service.kill()
-    until(lambda: house.log.read_text().count(served) == 2, START_SECONDS, "the house serves the champion again")
+    until(lambda: house.log.read_text().count(served) == 2, "the house serves the champion again")
     assert "the service has ended: see the end of .prosemill/logs/service.log" in house.log.read_text()
-    assert requests.get(f"{house.service}/readyz", timeout=60).ok
+    assert requests.get(f"{house.service}/readyz", timeout=LIMIT).ok
 
 
 @pytest.mark.xfail(strict=True, reason="Prefect's page asks Amplitude at every start; analytics_enabled keeps only its events back")
@@ -188,6 +189,6 @@ def test_the_pages_ask_nobody_outside(browser: Browser, house: House, run: str) 
 
 def test_a_champion_that_is_taken_away_is_served_no_more(house: House, run: str) -> None:
     mlflow.MlflowClient(house.mlflow).delete_registered_model_alias("prosemill", "champion")
-    until(lambda: "Service  ended, there is no champion any more" in house.log.read_text(), START_SECONDS, "the house follows")
+    until(lambda: "Service  ended, there is no champion any more" in house.log.read_text(), "the house follows")
     with pytest.raises(requests.ConnectionError):
-        requests.get(f"{house.service}/livez", timeout=60)
+        requests.get(f"{house.service}/livez", timeout=LIMIT)

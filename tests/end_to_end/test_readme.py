@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
@@ -24,15 +23,12 @@ def commands() -> list[str]:
     return [line for line in lines if line and not line.startswith(NOT_COMMANDS)]
 
 
-def test_the_commands_of_the_readme_work(clone: Clone) -> None:
+def test_the_commands_of_the_readme_work(own_clone: Clone) -> None:
     given = commands()
     assert {"make run", "dvc repro", "prosemill params train"} <= set(given)
     for command in given:
-        output = clone.run(*DRY.get(command, tuple(shlex.split(command))))
+        output = own_clone.run(*DRY.get(command, tuple(shlex.split(command))))
         assert "Traceback" not in output, output
-    clone.run("git", "checkout", "--quiet", ".")
-    clone.compose()
-    clone.repro()
 
 
 def test_the_report_is_shown_and_params_are_explained(clone: Clone) -> None:
@@ -47,32 +43,23 @@ def test_a_report_before_any_evaluation_says_what_to_do(tmp_path: Path) -> None:
     assert "run `make run` or `dvc repro` first" in Clone(tmp_path).run("prosemill", "report", fails=True)
 
 
-def test_the_users_own_files_can_be_named_as_the_readme_says(clone: Clone, prose: list[str]) -> None:
-    folder = clone.folder / "my-files"
+def test_the_users_own_files_can_be_named_as_the_readme_says(own_clone: Clone, prose: list[str]) -> None:
+    folder = own_clone.folder / "my-files"
     folder.mkdir()
     for number, text in enumerate(prose):
         (folder / f"{number}.md").write_text(text, encoding="utf-8")
     shares = ("download.validation_share=0.2", "download.test_share=0.2")
-    clone.compose("corpus=my-files", *shares)
-    try:
-        assert clone.repro("group") == ["download", "tokenize", "group"]
-        assert '"source": "files"' in (clone.folder / "data/corpus/SOURCE.json").read_text(encoding="utf-8")
-    finally:
-        shutil.rmtree(folder)
-        clone.compose()
-        clone.repro()
+    own_clone.compose("corpus=my-files", *shares)
+    assert own_clone.repro("group") == ["download", "tokenize", "group"]
+    assert '"source": "files"' in (own_clone.folder / "data/corpus/SOURCE.json").read_text(encoding="utf-8")
 
 
-def test_a_local_folder_of_the_hubs_format_can_be_named_as_the_readme_says(clone: Clone, tiny_model: Path) -> None:
+def test_a_local_folder_of_the_hubs_format_can_be_named_as_the_readme_says(own_clone: Clone, tiny_model: Path) -> None:
     overrides = "-S model=gpt2 -S download.model.repository=FOLDER"
     assert overrides in (ROOT / "README.md").read_text(encoding="utf-8")
-    clone.compose(*overrides.replace("FOLDER", str(tiny_model)).replace("-S ", "").split())
-    try:
-        assert clone.repro("download") == ["download"]
-        assert (clone.folder / "models/base/config.json").read_bytes() == (tiny_model / "config.json").read_bytes()
-    finally:
-        clone.compose()
-        clone.repro()
+    own_clone.compose(*overrides.replace("FOLDER", str(tiny_model)).replace("-S ", "").split())
+    assert own_clone.repro("download") == ["download"]
+    assert (own_clone.folder / "models/base/config.json").read_bytes() == (tiny_model / "config.json").read_bytes()
 
 
 @pytest.mark.parametrize("target", ["run", "up", "test", "lint", "ui", "bench", "clean", "help"])

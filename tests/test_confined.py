@@ -13,6 +13,7 @@ import pytest
 
 from prosemill.confined import run_confined
 from prosemill.errors import ProsemillError
+from tests.waiting import until
 
 MIB = 1 << 20
 
@@ -138,15 +139,7 @@ def test_no_child_outlives_a_killed_parent(tmp_path: Path) -> None:
         from tests.test_confined import read_uninterrupted
         run_confined(read_uninterrupted, {str(note)!r}, 3.0, memory_bytes=100 << 20, seconds=1.0)"""
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
-        _wait_until(lambda: note.exists() and note.read_text() != "", seconds=20)
+        until(lambda: note.exists() and note.read_text() != "", "it says who it is")
         parent.kill()
     child = int(note.read_text())
-    _wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE, seconds=2.5)
-
-
-def _wait_until(condition: object, seconds: float) -> None:
-    assert callable(condition)
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE, "it is gone")

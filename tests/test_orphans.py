@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from prosemill.orphans import end_with_dvc
+from tests.waiting import LIMIT
 
 STAGE = """
 import sys, time
@@ -42,7 +43,7 @@ def stage(tmp_path: Path, request: pytest.FixtureRequest) -> "tuple[subprocess.P
 def test_a_stage_whose_dvc_was_killed_ends(stage: "tuple[subprocess.Popen[str], psutil.Process]") -> None:
     dvc, process = stage
     dvc.send_signal(signal.SIGKILL)
-    psutil.wait_procs([process], timeout=10)  # dvc is not waited for, so it stays a zombie
+    psutil.wait_procs([process], timeout=LIMIT)  # dvc is not waited for, so it stays a zombie
     assert not process.is_running()
     dvc.wait()
 

@@ -27,6 +27,7 @@ from prosemill.shards import MANIFEST, HashingWriter, num_workers, read_manifest
 from prosemill.workspace import SHARD_WORK
 from tests import shard_work
 from tests.shard_work import LOG, OUTPUT, tasks_of
+from tests.waiting import LIMIT, until
 
 ROOT = Path(__file__).parents[1]
 STEPS = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "open")  # audit events before which a kill is tried
@@ -55,13 +56,6 @@ def start(amount: int, seconds: float, workers: int) -> "subprocess.Popen[str]":
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PROSEMILL_WORKERS": str(workers)}
     command = [sys.executable, "-m", "tests.shard_work", str(amount), str(seconds)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def wait_until(condition: Any, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_manifest_tells_each_file() -> None:
@@ -159,7 +153,7 @@ def test_random_kills_of_the_parent_end_its_workers_and_cost_nothing(monkeypatch
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.communicate()
-        _, alive = psutil.wait_procs(family, timeout=20)
+        _, alive = psutil.wait_procs(family, timeout=LIMIT)
         assert not alive, f"workers outlived their parent (seed {seed})"
     shard_work.run(8, seconds=0.02)
     assert tree() == expected, f"seed {seed}"
@@ -364,25 +358,25 @@ def test_one_bad_shard_ends_the_others_at_once(monkeypatch: pytest.MonkeyPatch) 
 def test_ctrl_c_is_one_line_and_ends_the_workers(moment: str) -> None:
     process = start(2, seconds=60, workers=2)
     if moment == "as they work":
-        wait_until(lambda: len(list(Path.cwd().rglob("*.part"))) == 4)
+        until(lambda: len(list(Path.cwd().rglob("*.part"))) == 4, "four are at work")
     else:
-        wait_until(lambda: len(psutil.Process(process.pid).children()) == 3)  # the third is multiprocessing's own
+        until(lambda: len(psutil.Process(process.pid).children()) == 3, "the workers are there")  # the third is multiprocessing's own
         time.sleep(0.15)  # in the middle of their imports
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and workers
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=LIMIT)
     assert process.returncode == 1
     assert said == "error: interrupted; run the same command again to go on\n"
-    assert not psutil.wait_procs(family, timeout=20)[1]
+    assert not psutil.wait_procs(family, timeout=LIMIT)[1]
 
 
 def test_termination_ends_the_workers() -> None:
     process = start(2, seconds=60, workers=2)
-    wait_until(lambda: len(list(Path.cwd().rglob("*.part"))) == 4)
+    until(lambda: len(list(Path.cwd().rglob("*.part"))) == 4, "four are at work")
     family = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
-    process.communicate(timeout=20)
-    assert not psutil.wait_procs(family, timeout=20)[1]
+    process.communicate(timeout=LIMIT)
+    assert not psutil.wait_procs(family, timeout=LIMIT)[1]
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "two", "", "1.5"])

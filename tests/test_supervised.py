@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 
 from prosemill import supervised as supervised_module
 from prosemill.supervised import GRACE, run_supervised, supervised
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = 20.0  # seconds that a wait may take on a busy machine
@@ -80,13 +81,6 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], object], seconds: float = DEADLINE) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.02)
-
-
 def has_grown(path: Path, num_before: int) -> bool:
     return path.is_file() and len(path.read_text()) > num_before
 
@@ -98,7 +92,7 @@ def started_caller(folder: Path, grace: float, kind: str, command: list[str], nu
     caller = psutil.Popen([sys.executable, "-c", CALLER, str(grace), kind, *command], cwd=folder, env=environment)
     pids: list[int] = []
     try:
-        wait_until(lambda: (folder / "log").is_file() and len((folder / "log").read_text().splitlines()) >= num_pids)
+        until(lambda: (folder / "log").is_file() and len((folder / "log").read_text().splitlines()) >= num_pids, "all say who they are")
         pids += map(int, (folder / "log").read_text().split())
         assert all(is_alive(pid) for pid in pids)
         yield caller, pids
@@ -237,7 +231,7 @@ def test_a_command_in_the_background_ends_with_the_block(workspace: Path) -> Non
     for _ in range(2):
         num_before = len(log.read_text()) if log.is_file() else 0
         with supervised(shell("echo $$; exec sleep 120"), log) as process:
-            wait_until(partial(has_grown, log, num_before))
+            until(partial(has_grown, log, num_before), "it goes on")
             assert process.poll() is None
         assert process.returncode == 128 + signal.SIGTERM
     pids = [int(line) for line in log.read_text().splitlines() if line.isdecimal()]
@@ -257,7 +251,7 @@ def test_a_killed_caller_leaves_nothing(tmp_path: Path, kind: str) -> None:
         processes = {process.pid for process in caller.children(recursive=True)}
         assert processes > set(pids), "the supervisor stands between"
         caller.kill()
-        wait_until(lambda: not any(is_alive(pid) for pid in processes), seconds=10)
+        until(lambda: not any(is_alive(pid) for pid in processes), "no process is left")
 
 
 def test_a_held_descriptor_keeps_its_lock_until_the_last_process_is_gone(tmp_path: Path) -> None:
@@ -277,13 +271,13 @@ def test_a_held_descriptor_keeps_its_lock_until_the_last_process_is_gone(tmp_pat
             return True
 
         assert not is_free(), "its holder is dead, but what that started is not"
-        wait_until(is_free)
+        until(is_free, "the lock is free")
         assert not any(is_alive(pid) for pid in pids)
 
 
 def test_signals_to_the_supervisor_end_nothing(workspace: Path) -> None:
     with supervised(shell("echo $$; sleep 0.5; exit 4"), Path("log")) as process:
-        wait_until(lambda: Path("log").is_file() and Path("log").read_text())
+        until(lambda: Path("log").is_file() and Path("log").read_text(), "it has begun")
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             process.send_signal(number)
         assert process.wait(DEADLINE) == 4, "the caller alone decides"

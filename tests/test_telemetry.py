@@ -19,6 +19,7 @@ import pytest
 
 from prosemill.telemetry import SWITCHES, switch_off
 from tests.generation.models import VLLM_FAMILIES, VLLM_WIDTH, draw, folder_of, needs_vllm
+from tests.waiting import LIMIT
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -143,7 +144,7 @@ class Spied:
         report = self.folder / "report"
         report.unlink(missing_ok=True)
         command = [sys.executable, "program.py", argument]
-        done = subprocess.run(command, env=self._environment(), capture_output=True, text=True, check=False, timeout=240)
+        done = subprocess.run(command, env=self._environment(), capture_output=True, text=True, check=False, timeout=LIMIT)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "done"
         self._wait_for_stragglers()

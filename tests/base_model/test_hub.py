@@ -20,6 +20,7 @@ from prosemill.params import HubModel
 from prosemill.pretrained import load_model, load_tokenizer
 from tests.base_model.conftest import download
 from tests.models import write_model
+from tests.waiting import LIMIT
 
 OUTPUT = Path("models/base")
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -288,7 +289,7 @@ def run_online(endpoint: str, **settings: str) -> "subprocess.CompletedProcess[s
     """The program in a process of its own, where huggingface_hub may use the network and finds its hub at `endpoint`."""
     here = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(Path.cwd() / "hub"), "HF_HUB_DISABLE_XET": "1"}
     environment = {**os.environ, **here, "PYTHONPATH": str(Path(__file__).parents[2]), "NO_PROXY": "127.0.0.1", **settings}
-    return subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False, timeout=LIMIT)
 
 
 def test_the_hub_is_asked_for_known_files_alone(hub: Hub, folder: Path) -> None:

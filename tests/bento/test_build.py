@@ -25,24 +25,23 @@ from prosemill.dvc_lock import digest_of
 from prosemill.errors import ProsemillError
 from prosemill.generation.sampling import Settings
 from prosemill.generation.writer import Writer
-from prosemill.orchestration.environment import free_port
 from prosemill.registry import packaging
 from prosemill.registry.champion import ChampionOfRegistry
 from prosemill.registry.store import Registry
 from prosemill.serving.champion import load
 from prosemill.serving.settings import ServiceSettings
 from tests.bento.environments import installed_by, make_environment
-from tests.end_to_end.house import until
+from tests.ports import free_port
 from tests.registry.workspace import Workspace
 from tests.serving.process import refusal, serving
 from tests.serving.real import make_champion
 from tests.test_telemetry import SPY, Proxy
+from tests.waiting import LIMIT, until
 
 PROGRAM = str(Path(sys.executable).with_name("prosemill"))
 EVERYWHERE = "0.0.0.0"  # noqa: S104
 COSTS = {"cost_bf16": 0.0001, "cost_int8": 0.0002, "cost_int4": 0.2}
 BODY: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 40, "temperature": 0}
-BUILD_SECONDS = 120.0
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
 WHERE_FROM = "import sys, bentoml; bentoml.load(sys.argv[1]); import prosemill.serving; print(prosemill.serving.__file__)"
@@ -131,7 +130,7 @@ def build_here(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
 
 def ask(port: int) -> dict[str, Any]:
-    answer: dict[str, Any] = requests.post(f"http://127.0.0.1:{port}/generate", json=BODY, timeout=60).json()
+    answer: dict[str, Any] = requests.post(f"http://127.0.0.1:{port}/generate", json=BODY, timeout=LIMIT).json()
     return answer
 
 
@@ -140,10 +139,10 @@ def test_a_bento_is_served_from_an_empty_folder_where_nothing_else_is_installed(
 ) -> None:
     with serving(port := free_port(), folder=shop.workspace.folder, environment=shop.environment):
         expected = ask(port)
-        facts = requests.get(f"http://127.0.0.1:{port}/v1/models", timeout=60).json()
+        facts = requests.get(f"http://127.0.0.1:{port}/v1/models", timeout=LIMIT).json()
     with serving(port := free_port(), f"prosemill:{bento.name}", folder=tmp_path, environment=shop.environment, python=elsewhere):
         found = ask(port)
-        assert requests.get(f"http://127.0.0.1:{port}/v1/models", timeout=60).json() == facts
+        assert requests.get(f"http://127.0.0.1:{port}/v1/models", timeout=LIMIT).json() == facts
     assert found["generated_text"] == expected["generated_text"]
     assert len(set(found["generated_text"])) > 1
     assert found["model_version"] == facts["data"][0]["version"] == 1
@@ -325,7 +324,7 @@ def test_a_kill_leaves_no_half_bento_and_the_next_call_mends_the_rest(shop: Shop
     before, built = shop.bentos, shop.home / "tmp/prosemill-package/home/bentos/prosemill"
     command = [sys.executable, PROGRAM, "package"]
     with subprocess.Popen(command, cwd=shop.workspace.folder, env=shop.environment) as process:
-        until(lambda: built.exists() or process.poll() is not None, BUILD_SECONDS, "BentoML writes its Bento")
+        until(lambda: built.exists() or process.poll() is not None, "BentoML writes its Bento")
         process.send_signal(signal.SIGKILL)
     assert shop.bentos == before
     assert f"prosemill:{bento.name}" not in shop.run("-m", "bentoml", "list")

@@ -20,6 +20,7 @@ from prosemill.hub import refuse_endpoint
 from prosemill.params import HubCorpus
 from prosemill.workspace import CORPUS
 from tests.corpus.corpora import download, read_corpus, write_parquet, write_texts
+from tests.waiting import LIMIT
 
 REPOSITORY = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -247,7 +248,7 @@ def build_online(workspace: Path, address: str, *repositories: str) -> list[str]
         os.environ | online | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     )
     command = [sys.executable, "main.py", *repositories]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -16,6 +16,7 @@ from prosemill.corpus.units import KINDS, Store
 from prosemill.workspace import CORPUS, SHARD_WORK, SPLITS
 from tests.corpus import killing
 from tests.corpus.corpora import download, files, tree_digests, write_texts
+from tests.waiting import LIMIT
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ def test_a_kill_at_any_point_of_the_disks_order_costs_nothing(workspace: Path) -
     expected.write_text(json.dumps(tree_digests(CORPUS)))
     command = [sys.executable, "-m", "tests.corpus.killing", str(expected)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 30
 

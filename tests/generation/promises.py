@@ -5,6 +5,7 @@ import queue
 from prosemill.generation.engine_thread import Answer, End, EngineThread, Event, Request
 from prosemill.generation.sampling import Settings
 from tests.generation.models import Tiny
+from tests.waiting import LIMIT
 
 
 def outcome(answer: Answer) -> tuple[str, str, int]:
@@ -20,7 +21,7 @@ def tokens_of(engine: EngineThread, *asked: tuple[list[int], Settings]) -> list[
     requests = [engine.submit(tokens, settings, events.put) for tokens, settings in asked]
     num_left = len(requests)
     while num_left:
-        num_left -= isinstance(events.get(timeout=120), End)
+        num_left -= isinstance(events.get(timeout=LIMIT), End)
     return [request.new_tokens for request in requests]
 
 
@@ -52,7 +53,7 @@ def check_that_the_cancelled_leave_their_rows(engine: EngineThread, prompt: list
             under_way[0].cancel()
 
     under_way.append(engine.submit(prompt, Settings(max_new_tokens=200, temperature=1), cancel))
-    end = ends.get(timeout=120)
+    end = ends.get(timeout=LIMIT)
     # One of the first pieces of text cancels it.
     assert (end.reason, engine.num_running) == ("cancelled", 0)
     assert end.num_new_tokens <= numbers[0] + 1, "the next token is the last"

@@ -27,6 +27,7 @@ from tests.generation.promises import (
     outcome,
     tokens_of,
 )
+from tests.waiting import LIMIT
 
 CAPACITY = 6
 LENGTHS = [3, 10, 60, 64, 65, 100, 150]
@@ -113,7 +114,7 @@ def test_greedy_tokens_are_those_of_generate_in_any_company(
             requests.append(engine.submit(tiny.prompt(prompt), settings, partial(note, number)))
         num_left = len(given)
         while num_left:
-            number, event = events.get(timeout=60)
+            number, event = events.get(timeout=LIMIT)
             if isinstance(event, End):
                 num_left -= 1
             else:
@@ -208,7 +209,7 @@ def test_short_prompts_are_read_together(tiny_model: Path, held: tuple[threading
         assert num_read == [1, 2, 3], "the first one, those before the text that is scored, those after it"
         assert found == [outcome(engine.answer(prompt, settings)) for prompt, settings in zip(given, chosen, strict=True)]
         engine.score(None, first, first, scores.put)
-        assert scores.get(timeout=60) == scores.get(timeout=60)
+        assert scores.get(timeout=LIMIT) == scores.get(timeout=LIMIT)
 
 
 @compiles
@@ -251,7 +252,7 @@ def test_a_request_whose_logits_are_no_numbers_fails_alone(tiny: Tiny, tiny_mode
         scores = queue.SimpleQueue[float | Exception]()
         monkeypatch.setattr(Decoder, "nll", lambda *_, **__: torch.nan)
         engine.score(given[0] if engine._is_encoded else None, given[0], given[0], scores.put)
-        assert str(scores.get(timeout=60)) == NO_NUMBERS
+        assert str(scores.get(timeout=LIMIT)) == NO_NUMBERS
         assert engine.is_alive
 
 
@@ -341,7 +342,7 @@ def test_a_long_prompt_does_not_stall_others(tiny_model: Path) -> None:
                 arrived.append(engine.submit(tiny.prompt(long), Settings(max_new_tokens=1), note))
 
         engine.submit(tiny.prompt(short), Settings(max_new_tokens=200, temperature=1), bring)
-        before, after = steps.get(timeout=60), steps.get(timeout=60)
+        before, after = steps.get(timeout=LIMIT), steps.get(timeout=LIMIT)
     # Four pieces of the prompt, and between any two of them a token for the other.
     assert after - before >= 3
 
@@ -370,5 +371,5 @@ def test_an_encoder_reads_a_long_prompt_beside_the_steps(tiny_model: Path, monke
         cancelled.cancel()
         goes_on.set()
         assert outcome(last) == expected
-        assert isinstance(scores.get(timeout=60), float)
+        assert isinstance(scores.get(timeout=LIMIT), float)
         assert outcome(cancelled)[1] in ("cancelled", "length")

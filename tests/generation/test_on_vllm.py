@@ -23,6 +23,7 @@ from tests.generation.promises import (
     outcome,
     tokens_of,
 )
+from tests.waiting import LIMIT
 
 NUM_ROWS = 4
 
@@ -57,7 +58,7 @@ def test_greedy_tokens_are_those_of_generate_in_any_company(writer: Writer, tiny
             ends.put(event)
 
     requests = [writer.engine.submit(tiny.prompt(tokens), settings, note) for tokens in given]
-    found = [ends.get(timeout=120) for _ in requests]
+    found = [ends.get(timeout=LIMIT) for _ in requests]
     assert [request.new_tokens for request in requests] == [tiny.greedy(tokens, 20) for tokens in given]
     for end in found:
         assert (end.reason, end.num_new_tokens) == ("length", 20)
@@ -129,7 +130,7 @@ def test_a_request_that_fails_fails_alone(writer: Writer, tiny: Tiny) -> None:
     writer.engine.submit(tiny.prompt(prompt), settings, fail)
     unknown = writer.engine.answer([tiny.model.config.vocab_size], settings)
     assert tokens_of(writer.engine, (tiny.prompt(prompt), settings)) == [tiny.greedy(prompt, 20)]
-    end = ends.get(timeout=120)
+    end = ends.get(timeout=LIMIT)
     assert (end.reason, end.error) == ("failed", "gone")
     assert outcome(unknown)[1:] == ("failed", 0)
     assert unknown.end is not None
@@ -155,7 +156,7 @@ def score(writer: Writer, tokens: list[int], labels: list[int]) -> float:
     """What an engine tells of a text."""
     found: queue.SimpleQueue[float | Exception] = queue.SimpleQueue()
     writer.engine.score(None, tokens, labels, found.put)
-    value = found.get(timeout=120)
+    value = found.get(timeout=LIMIT)
     assert isinstance(value, float)
     return value
 

@@ -23,7 +23,8 @@ from prosemill.tracking import open_run, tracking_uri
 from prosemill.tracking.run import FINGERPRINT_TAG
 from prosemill.workspace import CHECKPOINTS
 from tests.conftest import environment
-from tests.test_supervised import DEADLINE, is_alive, wait_until
+from tests.test_supervised import DEADLINE, is_alive
+from tests.waiting import LIMIT, until
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -103,7 +104,7 @@ def test_a_second_run_waits_for_the_first(workspace: Path) -> None:
                 process.stdin.flush()
 
         with at_work("wait", told.append, tick):
-            wait_until(lambda: process.poll() is not None)
+            until(lambda: process.poll() is not None, "it ends")
     assert num_ticks >= 2
     assert len(told) == 1, "it is told once"
     assert told[0].startswith(f"waiting: another run of the pipeline is at work (process {process.pid} since")
@@ -136,7 +137,7 @@ def test_what_a_killed_run_has_started_keeps_the_workspace(workspace: Path) -> N
         with pytest.raises(BusyError):
             at_work("refuse", lambda _: None, nothing).__enter__()
         os.kill(child, signal.SIGKILL)
-        wait_until(lambda: not is_alive(child))
+        until(lambda: not is_alive(child), "the child ends")
         with at_work("refuse", lambda _: None, nothing):
             pass
 
@@ -146,7 +147,7 @@ def test_a_killed_run_frees_the_workspace(workspace: Path) -> None:
         os.kill(child, signal.SIGKILL)
         process.kill()
         process.wait()
-        wait_until(lambda: not is_alive(child))
+        until(lambda: not is_alive(child), "the child ends")
         with at_work("refuse", lambda _: None, nothing):
             pass
 
@@ -213,7 +214,7 @@ def prefect_server() -> Iterator[None]:
     """A Prefect server with a store of its own."""
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=LIMIT):
         yield
 
 

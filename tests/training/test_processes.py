@@ -28,6 +28,7 @@ from tests.conftest import environment
 from tests.training import sabotage
 from tests.training.conftest import FULL, inside, train, train_section
 from tests.training.test_resume import Cut, cut_at, result
+from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
 NAMING_THE_BASE = {"trained/adapter/README.md", "trained/adapter/adapter_config.json"}
@@ -253,7 +254,7 @@ def test_no_process_outlives_the_stage_that_started_it(blocks: Path, tiny_model:
         stage.kill()
         stage.wait()
     assert len(family) >= 2
-    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert psutil.wait_procs(family, timeout=LIMIT)[1] == []
 
 
 def test_torchrun_by_hand_trains_the_same(alone_and_uncut: dict[str, Any], blocks: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -202,7 +202,8 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--json"]:
         path, arguments = Path(arguments[1]), arguments[2:]
     shared = ["--numprocesses", "auto", "--maxprocesses", "4", "--max-worker-restart", "0"]
-    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.suite", "--suite-json", str(path.absolute()), *shared, *arguments]
+    # As one word, or pytest would take the path for one of those that its own root is to be found from.
+    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.suite", f"--suite-json={path.absolute()}", *shared, *arguments]
     code = subprocess.run(command, check=False).returncode
     print(summary(path))
     return code

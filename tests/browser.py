@@ -28,12 +28,13 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
+from tests.waiting import LIMIT
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMEDRIVER = shutil.which("chromedriver")
 PICTURES = os.environ.get("PROSEMILL_PICTURES")
 PICTURE_SIZE = {"width": 1400, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
 
-PATIENCE = 60.0  # seconds for what a page does
 NOT_YET = (NoSuchElementException, StaleElementReferenceException, ElementClickInterceptedException, ElementNotInteractableException)
 """What a step may end with while the page draws itself anew."""
 
@@ -56,7 +57,7 @@ class Browser:
         self.driver.get(address)
         self.hosts()  # or what the browser has noted down grows without end
 
-    def find(self, xpath: str, patience: float = PATIENCE) -> WebElement:
+    def find(self, xpath: str, patience: float = LIMIT) -> WebElement:
         """The first element of this kind, as soon as there is one."""
         return self.until(lambda: self.driver.find_element(By.XPATH, xpath), xpath, patience)
 
@@ -77,7 +78,7 @@ class Browser:
         """Wait until the page shows all of these."""
         self.until(lambda: all(word in self.driver.find_element(By.TAG_NAME, "body").text for word in words), f"{words}")
 
-    def until(self, step: Callable[[], T], what: str, patience: float = PATIENCE) -> T:
+    def until(self, step: Callable[[], T], what: str, patience: float = LIMIT) -> T:
         """Wait until a step gives something."""
         found: T = WebDriverWait(self.driver, patience, ignored_exceptions=NOT_YET).until(lambda _: step(), f"{what} is not there")
         return found

@@ -127,7 +127,7 @@ def test_bentoml_serves_the_champion_on_this_machine_alone(champion: Clone) -> N
         assert answers[0]["generated_text"] == answers[1]["generated_text"]
         assert answers[0]["model_version"] == 1
         assert champion.run("git", "rev-parse", "HEAD")[:12] in champion.run("prosemill", "lineage", answers[0]["id"])
-        with requests.post(f"{address}/generate/stream", json=wanted, timeout=60, stream=True) as streamed:
+        with requests.post(f"{address}/generate/stream", json=wanted, timeout=LIMIT, stream=True) as streamed:
             pieces = [data["text"] for name, data in events(streamed) if name == "text"]
         assert "".join(pieces) == answers[0]["generated_text"]
         assert [model["id"] for model in requests.get(f"{address}/v1/models", timeout=LIMIT).json()["data"]] == ["prosemill"]

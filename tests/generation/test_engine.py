@@ -172,7 +172,7 @@ def test_a_request_whose_receiver_fails_fails_alone(tiny_model: Path) -> None:
         expected = outcome(engine.answer(tiny.prompt(prompt), settings))
         engine.submit(tiny.prompt(prompt), settings, fail)
         assert outcome(engine.answer(tiny.prompt(prompt), settings)) == expected
-        assert ended.wait(60)
+        assert ended.wait(LIMIT)
         assert engine.is_alive
     assert [(end.reason, end.error) for end in ends] == [("failed", "gone")]
 
@@ -187,7 +187,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, lis
         return read_texts(decoder, row, texts)
 
     monkeypatch.setattr(Decoder, "read_texts", note)
-    monkeypatch.setattr(Decoder, "step", lambda *each: goes_on.wait(60) and step(*each))
+    monkeypatch.setattr(Decoder, "step", lambda *each: goes_on.wait(LIMIT) and step(*each))
     yield goes_on, num_read
     goes_on.set()
 
@@ -322,7 +322,7 @@ def test_an_engine_whose_model_fails_leaves_nobody_waiting(tiny_model: Path, mon
     with running(tiny, tiny_model) as engine:
         monkeypatch.setattr(Decoder, "step", lambda *_: 1 / 0)
         assert outcome(engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=9)))[1:] == ("failed", 1)
-        engine._thread.join(60)
+        engine._thread.join(LIMIT)
         assert not engine.is_alive
 
 
@@ -355,7 +355,7 @@ def test_an_encoder_reads_a_long_prompt_beside_the_steps(tiny_model: Path, monke
     def hold(decoder: Decoder, tokens: list[int]) -> torch.Tensor:
         if len(tokens) > CHUNK:
             is_encoding.set()
-            assert goes_on.wait(60)
+            assert goes_on.wait(LIMIT)
         return encode(decoder, tokens)
 
     with running(tiny, tiny_model) as engine:
@@ -366,7 +366,7 @@ def test_an_encoder_reads_a_long_prompt_beside_the_steps(tiny_model: Path, monke
         cancelled, last = engine.answer(long, settings), engine.answer(other, settings)
         scores = queue.SimpleQueue[float | Exception]()
         engine.score(other, other, other, scores.put)
-        assert is_encoding.wait(60)
+        assert is_encoding.wait(LIMIT)
         assert outcome(writing)[1:] == ("length", 200), "it gets all its tokens meanwhile"
         cancelled.cancel()
         goes_on.set()

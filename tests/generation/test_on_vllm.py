@@ -190,11 +190,11 @@ def test_an_engine_whose_vllm_fails_leaves_nobody_waiting(tiny_model: Path, tmp_
             base.warm_up()
             writer.warm_up()
             have_come = threading.Event()
-            monkeypatch.setattr(writer.engine._llm, "step", lambda: have_come.wait(60) and 1 / 0)  # type: ignore[attr-defined]
+            monkeypatch.setattr(writer.engine._llm, "step", lambda: have_come.wait(LIMIT) and 1 / 0)  # type: ignore[attr-defined]
             answers = [writer.engine.answer(tiny.prompt(prompt), Settings(max_new_tokens=9)) for _ in range(3)]
             have_come.set()
             assert [outcome(answer)[1] for answer in answers] == ["failed"] * 3
-            writer.engine._thread.join(60)
+            writer.engine._thread.join(LIMIT)
             assert not writer.engine.is_alive
             base.warm_up()
         base.warm_up()

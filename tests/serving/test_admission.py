@@ -48,7 +48,7 @@ def test_what_is_being_read_has_a_place_already(serve: Callable[..., Served], mo
     def held(read: Callable[[str], Any]) -> Callable[[str], Any]:
         def after_a_while(text: str) -> Any:
             being_read.append(text)
-            assert goes_on.wait(60)
+            assert goes_on.wait(LIMIT)
             return read(text)
 
         return after_a_while

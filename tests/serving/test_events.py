@@ -60,6 +60,6 @@ def test_a_client_that_goes_before_the_first_event_is_let_go() -> None:
         return {"type": "http.disconnect"}
 
     closed = list[bool]()
-    stream = EventStream(endless(), lambda: closed.append(True), seconds=10)
-    asyncio.run(asyncio.wait_for(stream(HTTP, gone, never_taken), timeout=5))
+    stream = EventStream(endless(), lambda: closed.append(True), seconds=2 * LIMIT)
+    asyncio.run(asyncio.wait_for(stream(HTTP, gone, never_taken), timeout=LIMIT))
     assert closed == [True]

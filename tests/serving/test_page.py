@@ -250,7 +250,7 @@ def test_what_was_stopped_says_so_however_late_it_ends(browser: Browser, paged: 
     browser.until(lambda: text(browser, "note") == "Writing …", "it is written")
     browser.click("//button[@id='stop']")
     until(lambda: is_empty(paged), "the row or the place is held")
-    browser.until(lambda: text(browser, "note") == "Stopped", "what was done", patience=10)
+    browser.until(lambda: text(browser, "note") == "Stopped", "what was done")
 
 
 @needs_browser

@@ -63,7 +63,7 @@ class Watched:
     def ask(self, path: str = "/generate", method: str = "POST", **given: Any) -> int:
         """Send a request with a key, or with the headers that are given; its status."""
         given = {"headers": ALLOWED} | given
-        self.answers.append(requests.request(method, self.service.url + path, timeout=60, **given))
+        self.answers.append(requests.request(method, self.service.url + path, timeout=LIMIT, **given))
         return self.answers[-1].status_code
 
     @property
@@ -147,7 +147,7 @@ def test_a_value_of_the_page_that_looks_like_a_file_is_neither_read_nor_fetched(
         assert watched.answers[-1].status_code == 400
     watched.answers.append(visit.join(fn_index=0, data=[], event_data=looks_like_a_file, oauth_token=PROMPT, trigger_id=looks_like_a_file))
     assert watched.answers[-1].status_code == 200
-    assert requests.get(f"{watched.service.url}/livez", timeout=5).ok
+    assert requests.get(f"{watched.service.url}/livez", timeout=LIMIT).ok
     assert not [path for path in (watched.report.parent / "gradio").rglob("*") if path.is_file()], "nothing was copied"
     assert not watched.report.exists(), "nobody was called"
     assert PROMPT not in watched.told

@@ -1,19 +1,20 @@
 """One run per fingerprint, with everything that leads from its numbers to its data and commit; a lost server loses no run."""
 
-import http.server
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
+import requests
 
 from prosemill.errors import ProsemillError
 from prosemill.tracking import open_run, run_fingerprint, tracking_uri
+from tests.ports import free_port
+from tests.waiting import LIMIT, until
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ def test_weights_and_biases_that_is_not_installed_is_one_line(store: Path, monke
 
 def test_a_server_by_http_gets_the_run(workspace: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (workspace / "server.db").write_bytes(empty_store.read_bytes())
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     store_options = ["--backend-store-uri", f"sqlite:///{workspace}/server.db", "--artifacts-destination", str(workspace / "artifacts")]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
@@ -190,7 +191,8 @@ def test_a_server_by_http_gets_the_run(workspace: Path, empty_store: Path, monke
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     server = subprocess.Popen([*command, *store_options], env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
     try:
-        _wait_until_ready(port)
+        until(lambda: is_ready(port) or server.poll() is not None, "the server is ready")
+        assert server.poll() is None, "it has ended"
         with open_run("e" * 16, name="llama") as run:
             run.log_metrics({"train_loss": 3.0}, step=1)
             run.log_table("training_samples", [{"step": 0, "prompt": "The", "continuation": " end"}])
@@ -209,19 +211,8 @@ def test_a_fingerprint_depends_on_all_it_is_given() -> None:
     assert all(len(fingerprint) == 16 for fingerprint in fingerprints)
 
 
-def _free_port() -> int:
-    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
-        return server.server_port
-
-
-def _wait_until_ready(port: int) -> None:
-    import urllib.request
-
-    pause = threading.Event()
-    for _ in range(240):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                return
-        except OSError:
-            pause.wait(0.5)
-    raise AssertionError("the MLflow server did not start")
+def is_ready(port: int) -> bool:
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/health", timeout=LIMIT).ok
+    except requests.RequestException:
+        return False

@@ -4,28 +4,50 @@ import json
 import shlex
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from dvc.utils.hydra import compose_and_dump
 from typer.testing import CliRunner
 
+from prosemill import comparison
 from prosemill.cli import app
 from prosemill.comparison import Experiment, command_of, comparison_text, print_comparison, read_experiments, write_comparison
 from prosemill.errors import ProsemillError
+from tests.composing import composed, composed_text
 
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git repository with this project's experiments and nothing else, to be copied."""
+    folder = tmp_path_factory.mktemp("comparison") / "repository"
+    shutil.copytree(ROOT / "experiments", folder / "experiments")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        git("init", "--quiet")
+        commit("start")
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def repository(workspace: Path) -> Path:
-    """A git repository with this project's experiments and nothing else."""
-    shutil.copytree(ROOT / "experiments", workspace / "experiments")
-    git("init", "--quiet")
-    commit("start")
+def repository(template: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that repository as the current folder, in which no experiment is composed a second time."""
+    shutil.copytree(template, workspace, dirs_exist_ok=True)
+    monkeypatch.setattr(comparison, "_compose", lambda overrides: composed_once(tuple(overrides)))
     return workspace
+
+
+_compose = comparison._compose
+
+
+@cache
+def composed_once(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """What the comparison itself composes of the experiments, which are the same in every test."""
+    return _compose(list(overrides))
 
 
 def git(*arguments: str) -> str:
@@ -40,9 +62,9 @@ def commit(message: str) -> str:
 
 
 def compose(*overrides: str) -> dict[str, Any]:
-    compose_and_dump(Path("params.yaml"), str(Path("experiments").absolute()), None, "default", ".", list(overrides))
-    values: dict[str, Any] = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    return values
+    """Leave the experiment's values in params.yaml."""
+    Path("params.yaml").write_text(composed_text(*overrides), encoding="utf-8")
+    return composed(*overrides)
 
 
 def run_experiment(*overrides: str, trained: float, direction: str = "left to right", context: int = 256) -> dict[str, Any]:

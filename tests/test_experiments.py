@@ -7,19 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
-from dvc.utils.hydra import compose_and_dump
 
 from prosemill.params import SECTIONS, Lora, as_plain, parse_section
+from tests.composing import composed
 
 ROOT = Path(__file__).parents[1]
 GROUPS = ("model", "corpus", "method")
 CHOICES = {group: sorted(path.stem for path in (ROOT / "experiments" / group).glob("*.yaml")) for group in GROUPS}
-
-
-def compose(folder: Path, *overrides: str) -> dict[str, Any]:
-    compose_and_dump(folder / "params.yaml", str(ROOT / "experiments"), None, "default", str(ROOT / ".dvc/plugins"), list(overrides))
-    values: dict[str, Any] = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
-    return values
 
 
 def parse(values: dict[str, Any]) -> dict[str, Any]:
@@ -28,27 +22,27 @@ def parse(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("group", "choice"), [(group, choice) for group in GROUPS for choice in CHOICES[group]])
-def test_every_file_is_accepted(tmp_path: Path, group: str, choice: str) -> None:
-    sections = compose(tmp_path, f"{group}={choice}")
+def test_every_file_is_accepted(group: str, choice: str) -> None:
+    sections = composed(f"{group}={choice}")
     parse(sections)
     hub = [part for part in (sections["download"]["corpus"], sections["download"]["model"]) if part["source"] == "hub"]
     assert all(re.fullmatch(r"[0-9a-f]{40}", part["revision"]) for part in hub)
     assert all(part.get(name) for part in hub for name in ("license", "attribution"))
 
 
-def test_every_combination_of_model_and_corpus_is_accepted(tmp_path: Path) -> None:
-    models = {choice: compose(tmp_path, f"model={choice}") for choice in CHOICES["model"]}
-    corpora = {choice: compose(tmp_path, f"corpus={choice}") for choice in CHOICES["corpus"]}
+def test_every_combination_of_model_and_corpus_is_accepted() -> None:
+    models = {choice: composed(f"model={choice}") for choice in CHOICES["model"]}
+    corpora = {choice: composed(f"corpus={choice}") for choice in CHOICES["corpus"]}
     for of_model, of_corpus in product(models.values(), corpora.values()):
         parse(of_model | {"download": of_corpus["download"] | {"model": of_model["download"]["model"]}})
     # Composing all of them takes long. One shows that it gives what is put together here, as the groups have no key in common.
     together = models["t5"] | {"download": corpora["wikitext103"]["download"] | {"model": models["t5"]["download"]["model"]}}
-    assert compose(tmp_path, "model=t5", "corpus=wikitext103") == together
+    assert composed("model=t5", "corpus=wikitext103") == together
 
 
 @pytest.mark.parametrize("model", CHOICES["model"])
-def test_the_method_wins_over_the_models_own_choice(tmp_path: Path, model: str) -> None:
-    methods = {choice: parse(compose(tmp_path, f"model={model}", f"method={choice}"))["train"] for choice in CHOICES["method"]}
+def test_the_method_wins_over_the_models_own_choice(model: str) -> None:
+    methods = {choice: parse(composed(f"model={model}", f"method={choice}"))["train"] for choice in CHOICES["method"]}
     assert methods["full"].lora is None
     assert methods["lora"].lora == methods["qlora"].lora == Lora(r=16, alpha=32, dropout=0.0, targets=None)
     assert {choice: section.base_precision for choice, section in methods.items() if choice != "own"} == {
@@ -58,14 +52,14 @@ def test_the_method_wins_over_the_models_own_choice(tmp_path: Path, model: str) 
     }
 
 
-def test_names_tell_experiments_apart(tmp_path: Path) -> None:
+def test_names_tell_experiments_apart() -> None:
     for group in ("model", "corpus"):
-        names = [compose(tmp_path, f"{group}={choice}")["download"][group]["name"] for choice in CHOICES[group] if choice != "t5"]
+        names = [composed(f"{group}={choice}")["download"][group]["name"] for choice in CHOICES[group] if choice != "t5"]
         assert len(set(names)) == len(names)
 
 
-def test_params_yaml_is_the_default_experiment(tmp_path: Path) -> None:
-    assert yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) == compose(tmp_path)
+def test_params_yaml_is_the_default_experiment() -> None:
+    assert yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) == composed()
 
 
 def test_params_yaml_hides_no_default() -> None:

@@ -3,26 +3,23 @@
 from pathlib import Path
 
 import pytest
-import yaml
-from dvc.utils.hydra import compose_and_dump
 
 from prosemill.params import Train, parse_section
+from tests.composing import composed
 
 ROOT = Path(__file__).parents[1]
 MODELS = sorted(path.stem for path in (ROOT / "experiments/model").glob("*.yaml"))
 PRETRAINED_LLAMAS = {"llama", "smollm2", "smollm2-hub", "tinyllama"}
 
 
-def own_method(folder: Path, model: str) -> Train:
+def own_method(model: str) -> Train:
     """The train section of the model with `method=own`."""
-    overrides = [f"model={model}", "method=own"]
-    compose_and_dump(folder / "params.yaml", str(ROOT / "experiments"), None, "default", str(ROOT / ".dvc/plugins"), overrides)
-    return parse_section("train", Train, yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))["train"])
+    return parse_section("train", Train, composed(f"model={model}", "method=own")["train"])
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_pretrained_llamas_alone_choose_lora(tmp_path: Path, model: str) -> None:
-    assert (own_method(tmp_path, model).lora is not None) == (model in PRETRAINED_LLAMAS)
+def test_pretrained_llamas_alone_choose_lora(model: str) -> None:
+    assert (own_method(model).lora is not None) == (model in PRETRAINED_LLAMAS)
 
 
 def test_the_pretrained_llamas_are_there() -> None:

@@ -28,7 +28,7 @@ from prosemill.orchestration.experiment import (
 )
 from prosemill.registry.registering import _commit
 from prosemill.workspace import PARAMS, STATE
-from tests import test_experiments
+from tests.composing import composed, composed_text
 
 ROOT = Path(__file__).parents[2]
 BEFORE = Path("params.yaml.before-experiment")
@@ -96,11 +96,10 @@ def test_an_experiment_has_its_values_for_as_long_as_it_runs(own: bytes) -> None
     assert is_as_before(own)
 
 
-def test_an_experiment_is_what_dvc_makes_of_it(own: bytes, tmp_path: Path) -> None:
-    expected = test_experiments.compose(tmp_path / "experiments", *OVERRIDES)
+def test_an_experiment_is_what_dvc_makes_of_it(own: bytes) -> None:
     with experiment(OVERRIDES):
-        assert values() == expected
-        assert PARAMS.read_bytes() == Path("experiments/params.yaml").read_bytes(), "DVC tells no change between the two"
+        assert values() == composed(*OVERRIDES)
+        assert PARAMS.read_text(encoding="utf-8") == composed_text(*OVERRIDES), "DVC tells no change between the two"
 
 
 @pytest.mark.parametrize("text", [b"group:\r\n  block_size: 8\r\n", b"group: {block_size: 8}", b"\xef\xbb\xbf# BOM\ngroup: {}\n", b""])

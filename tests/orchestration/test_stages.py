@@ -3,12 +3,14 @@
 import shutil
 import signal
 import subprocess
-import threading
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
 from prosemill.errors import TRY_AGAIN, ProsemillError
 from prosemill.orchestration.stages import (
@@ -24,6 +26,7 @@ from prosemill.orchestration.stages import (
     stage_names,
 )
 from prosemill.workspace import LOCK
+from tests.waiting import LIMIT, until
 
 ROOT = Path(__file__).parents[2]
 HOURS = 0.0005
@@ -62,14 +65,43 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def repository(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """That repository as the current folder, with DVC's caches beside it."""
-    folder = tmp_path / "repository"
+@pytest.fixture(scope="session")
+def snapshots(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The repository before each stage was run and after both: each run of a stage starts DVC, which takes seconds."""
+    root = tmp_path_factory.mktemp("snapshots")
+    folder = root / "repository"
     shutil.copytree(template, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
-    return folder
+    (folder / "count.sh").write_text("cat written > counted", encoding="utf-8")
+    found = {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("DVC_SITE_CACHE_DIR", str(root / "site"))
+        for stage in ("write", "count"):
+            found[f"before {stage}"] = shutil.copytree(folder, root / f"before-{stage}")
+            assert reproduce(stage, print) == "ran"
+
+    return found | {"after both": folder}
+
+
+@pytest.fixture
+def enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
+    """Copy a repository and make it the current folder, with DVC's caches beside it."""
+
+    def enter(source: Path) -> Path:
+        folder = tmp_path / source.name
+        shutil.copytree(source, folder)
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+        return folder
+
+    return enter
+
+
+@pytest.fixture
+def repository(template: Path, enter: Callable[[Path], Path]) -> Path:
+    """The repository whose stages were never run as the current folder."""
+    return enter(template)
 
 
 def count(script: str, seconds: float | None = None) -> list[str]:
@@ -108,54 +140,94 @@ def test_only_the_stage_itself_is_run(repository: Path) -> None:
     assert (repository / "counted").read_text(encoding="utf-8") == "1", "the stage before it was not"
 
 
-def test_stages_before_the_first_that_has_changed_need_not_be_run(repository: Path) -> None:
-    Path("count.sh").write_text("cat written > counted", encoding="utf-8")
+def test_stages_before_the_first_that_has_changed_need_not_be_run(snapshots: dict[str, Path], enter: Callable[[Path], Path]) -> None:
+    enter(snapshots["before write"])
     assert leading_unchanged_stages() == [], "none was ever run"
-    reproduce("write", print)
+    enter(snapshots["before count"])
     assert leading_unchanged_stages() == ["write"]
-    reproduce("count", print)
+    folder = enter(snapshots["after both"])
     assert leading_unchanged_stages() == ["write", "count"]
     Path("counted").unlink()
     assert leading_unchanged_stages() == ["write"], "an output that is gone is a change"
-    (repository / "params.yaml").write_text("write: 2\n", encoding="utf-8")
+    (folder / "params.yaml").write_text("write: 2\n", encoding="utf-8")
     reproduce("count", print)
     assert leading_unchanged_stages() == [], "what comes after a change may change too"
 
 
 @pytest.mark.parametrize("cut", ["", "{"])
-def test_a_kill_of_dvc_does_not_keep_the_next_one_from_running(repository: Path, cut: str) -> None:
-    reproduce("write", print)
+def test_a_kill_of_dvc_does_not_keep_the_next_one_from_running(snapshots: dict[str, Path], enter: Callable[[Path], Path], cut: str) -> None:
+    enter(snapshots["before count"])
     IN_USE.write_text(cut, encoding="utf-8")
-    assert b"rwlock" in subprocess.run(["dvc", "status"], capture_output=True, check=False).stderr
+    assert b"rwlock" in subprocess.run([sys.executable, "-m", "dvc", "status"], capture_output=True, check=False).stderr
     assert leading_unchanged_stages() == ["write"]
     IN_USE.write_text('{"a": {}}', encoding="utf-8")
     mend_files_of_dvc()
     assert IN_USE.exists(), "another command of DVC may be at work"
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
+def commit_lock(text: str) -> None:
+    """Commit this as dvc.lock, and leave the one that there is."""
+    present = LOCK.read_bytes()
+    LOCK.write_text(text, encoding="utf-8")
+    subprocess.run(["git", "add", "dvc.lock"], check=True)
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "Run"], check=True)
+    LOCK.write_bytes(present)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
 @pytest.mark.parametrize("is_committed", [True, False])
-def test_a_lock_that_a_kill_has_cut_short_costs_no_stage(repository: Path, share: float, is_committed: bool) -> None:
-    reproduce("write", print)
-    if is_committed:
-        subprocess.run(["git", "add", "dvc.lock"], check=True)
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "Run"], check=True)
-    Path("count.sh").write_text("cat written > counted", encoding="utf-8")
-    reproduce("count", print)
+def test_a_lock_that_a_kill_has_cut_short_costs_no_stage(
+    snapshots: dict[str, Path], enter: Callable[[Path], Path], share: float, is_committed: bool
+) -> None:
+    enter(snapshots["after both"])
     whole = LOCK.read_text(encoding="utf-8")
+    if is_committed:
+        commit_lock((snapshots["before count"] / LOCK).read_text(encoding="utf-8"))
     LOCK.write_text(whole[: int(share * len(whole))], encoding="utf-8")
     assert "ran" not in [reproduce(stage, print) for stage in ("write", "count")]
     assert LOCK.read_text(encoding="utf-8") == whole
 
 
-def test_a_lock_that_is_just_being_written_is_left_alone(repository: Path) -> None:
-    reproduce("write", print)
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_a_lock_cut_anywhere_stays_if_dvc_reads_it_and_else_is_the_committed_one(
+    snapshots: dict[str, Path], enter: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch, is_committed: bool
+) -> None:
+    enter(snapshots["after both"])
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    whole = LOCK.read_text(encoding="utf-8")
+    committed = (snapshots["before count"] / LOCK).read_text(encoding="utf-8") if is_committed else None
+    if committed is not None:
+        commit_lock(committed)
+
+    num_mended = 0
+    for length in range(0, len(whole), 9):
+        LOCK.write_text(whole[:length], encoding="utf-8")
+        mend_files_of_dvc()
+        left = LOCK.read_text(encoding="utf-8") if LOCK.exists() else None
+        if left != whole[:length]:
+            assert left == committed
+            num_mended += 1
+        if left is not None:
+            COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(left))
+
+    assert num_mended > 20
+
+
+def test_a_lock_that_is_just_being_written_is_left_alone(
+    snapshots: dict[str, Path], enter: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(snapshots["before count"])
     whole = LOCK.read_text(encoding="utf-8").replace("written", "another")
-    LOCK.write_text("", encoding="utf-8")
-    writer = threading.Timer(0.2, LOCK.write_text, [whole])
-    writer.start()
+    waits: list[float] = []
+
+    def write_while_waiting(seconds: float) -> None:
+        waits.append(seconds)
+        LOCK.write_text(whole, encoding="utf-8")
+
+    LOCK.write_text("{", encoding="utf-8")
+    monkeypatch.setattr(time, "sleep", write_while_waiting)
     mend_files_of_dvc()
-    writer.join()
+    assert waits == [0.5], "what is broken is looked at again"
     assert LOCK.read_text(encoding="utf-8") == whole
 
 
@@ -294,21 +366,18 @@ def stop() -> None:
 
 
 def test_work_in_this_process_ends_after_its_time_and_by_what_a_tick_raises() -> None:
-    begin = time.monotonic()
     too_long = pytest.raises(CommandFailedError, match=r"^gate took more than 0.0005 hours and was stopped: ")
     with too_long, interruptible("gate", seconds=3600 * HOURS, tick=lambda: None):
-        time.sleep(60)
-    with pytest.raises(StopError), interruptible("gate", seconds=60, tick=stop):
-        time.sleep(60)
-    assert time.monotonic() - begin < 30
+        time.sleep(LIMIT)
+    with pytest.raises(StopError), interruptible("gate", seconds=LIMIT, tick=stop):
+        time.sleep(LIMIT)
 
 
 def test_work_in_this_process_ends_as_it_would_alone_if_nothing_ends_it() -> None:
     ticks: list[None] = []
-    with interruptible("gate", seconds=60, tick=lambda: ticks.append(None)):
-        time.sleep(1.2)
-    assert ticks
-    with pytest.raises(ZeroDivisionError), interruptible("gate", seconds=60, tick=lambda: None):
+    with interruptible("gate", seconds=LIMIT, tick=lambda: ticks.append(None)):
+        until(lambda: ticks, "a tick while the work is done")
+    with pytest.raises(ZeroDivisionError), interruptible("gate", seconds=LIMIT, tick=lambda: None):
         _ = 1 / 0
-    with pytest.raises(KeyboardInterrupt), interruptible("gate", seconds=60, tick=lambda: None):
+    with pytest.raises(KeyboardInterrupt), interruptible("gate", seconds=LIMIT, tick=lambda: None):
         signal.raise_signal(signal.SIGINT)

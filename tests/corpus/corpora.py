@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet
 
 from prosemill.params import Corpus, Download, FilesCorpus, ScratchModel
-from prosemill.workspace import SPLITS
+from prosemill.workspace import SHARD_WORK, SPLITS
 
 
 @dataclass(frozen=True)
@@ -77,3 +77,11 @@ def tree_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file's bytes, by path."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def finished(pattern: str, number: int) -> dict[str, list[int]]:
+    """Times at which the sidecars were written of each piece of work, named by its files' stem, all of whose sidecars are there."""
+    times: dict[str, list[int]] = {}
+    for path in SHARD_WORK.glob(pattern):
+        times.setdefault(path.name.partition(".")[0], []).append(path.stat().st_mtime_ns)
+    return {name: sorted(written) for name, written in times.items() if len(written) == number}

@@ -1,28 +1,23 @@
-"""Builds a corpus in the current folder again and again, each time killed at the next point where it touches the disk's order.
+"""Kills of a build: the states of the disk in which one may leave it, and a process that is killed at a point.
 
-    python -m tests.corpus.killing EXPECTED
-
-A point is a call of fsync, replace, link, unlink or rmtree. After each kill the build is run again, and its bytes must be those of
-EXPECTED, a JSON file of digests. Prints the number of points. A process of its own, as it forks: a test process may hold threads. The
+A point is a call of fsync, replace, link, unlink or rmtree: between two of them nothing changes but a file that is being written. The
 disk is not really synced, which is slow: a killed process loses nothing that it has written.
 """
 
-import json
 import os
 import shutil
 import signal
-import sys
+import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import pyarrow
+import pytest
 
-from prosemill.corpus import build_corpus
-from prosemill.corpus.near_duplicates import signature
+from prosemill.digests import sha256_of_file
 from prosemill.params import Download
 from prosemill.workspace import CORPUS, SHARD_WORK
-from tests.corpus.corpora import download, files, tree_digests
+from tests.corpus.corpora import download, files
 
 POINTS = ((os, "fsync"), (os, "replace"), (os, "link"), (os, "unlink"), (shutil, "rmtree"))
 
@@ -36,20 +31,6 @@ def killed_section() -> Download:
 def leftovers() -> list[Path]:
     """What a finished build must have deleted."""
     return [path for kind in ("read", "check", "unpacked", "corpus") for path in SHARD_WORK.glob(f"{kind}-*")]
-
-
-def build(kill_at: int | None) -> bool:
-    """Build in a forked child that is killed just before its `kill_at`-th point; whether it came to its end."""
-    child = os.fork()
-    if child == 0:
-        os.fsync = no_sync
-        if kill_at is not None:
-            arm(kill_at)
-        build_corpus(killed_section(), CORPUS)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return not os.WIFSIGNALED(status)
 
 
 def no_sync(fd: object) -> None:
@@ -74,20 +55,44 @@ def arm(kill_at: int, points: Iterable[tuple[Any, str]] = POINTS) -> None:
         setattr(owner, name, armed(getattr(owner, name)))
 
 
-def main() -> None:
-    pyarrow.array([""])  # imports what each child would import again
-    signature(b"")
-    expected = json.loads(Path(sys.argv[1]).read_text())
-    point = 1
-    while not build(point):
-        assert build(None), point
-        assert tree_digests(CORPUS) == expected, point
-        assert leftovers() == [], point
-        for folder in (CORPUS, SHARD_WORK):
-            shutil.rmtree(folder)
-        point += 1
-    sys.stdout.write(str(point - 1))
+def states_of(work: Callable[[], object], folder: Path) -> list[Path]:
+    """Do the work once; copies of the corpus and of unfinished work as they were just before each point, no two of them alike."""
+    kept: dict[tuple[tuple[str, int, str], ...], Path] = {}
+
+    def keep() -> None:
+        roots = [Path(path.parts[0]) for path in (CORPUS, SHARD_WORK) if path.exists()]
+        content = tuple(describe(path) for root in roots for path in sorted(root.rglob("*")))
+        if not content or content in kept:
+            return
+        kept[content] = folder / f"{len(kept):03d}"
+        kept[content].mkdir()
+        # Hard links among the files stay hard links.
+        subprocess.run(["cp", "--archive", *roots, kept[content]], check=True)
+
+    def kept_before(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **keywords: Any) -> Any:
+            keep()
+            return call(*arguments, **keywords)
+
+        return wrapper
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in POINTS:
+            patch.setattr(owner, name, kept_before(getattr(owner, name)))
+        work()
+
+    return list(kept.values())
 
 
-if __name__ == "__main__":
-    main()
+def describe(path: Path) -> tuple[str, int, str]:
+    """Path, number of hard links and digest of a file; a folder has no digest."""
+    if path.is_dir():
+        return str(path), 0, ""
+    return str(path), path.stat().st_nlink, sha256_of_file(path)
+
+
+def restore(state: Path) -> None:
+    """Give the current folder the corpus and the unfinished work of such a state."""
+    for path in (CORPUS, SHARD_WORK):
+        shutil.rmtree(path.parts[0], ignore_errors=True)
+    subprocess.run(["cp", "--archive", f"{state}/.", "."], check=True)

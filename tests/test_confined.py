@@ -13,7 +13,7 @@ import pytest
 
 from prosemill.confined import run_confined
 from prosemill.errors import ProsemillError
-from tests.waiting import until
+from tests.waiting import LIMIT, until
 
 MIB = 1 << 20
 
@@ -74,61 +74,61 @@ def read_uninterrupted(path: str, seconds: float) -> None:
 
 
 def test_the_result_comes_from_another_process() -> None:
-    total, process = run_confined(add, 1, 2, memory_bytes=100 * MIB, seconds=20)
+    total, process = run_confined(add, 1, 2, memory_bytes=100 * MIB, seconds=LIMIT)
     assert total == 3
     assert process != os.getpid()
 
 
 def test_a_large_result_comes_back_whole() -> None:
-    assert run_confined(bytes, 5 * MIB, memory_bytes=100 * MIB, seconds=20) == bytes(5 * MIB)
+    assert run_confined(bytes, 5 * MIB, memory_bytes=100 * MIB, seconds=LIMIT) == bytes(5 * MIB)
 
 
 @pytest.mark.parametrize("reader", [sleep, hold_the_interpreter])
 def test_a_hanging_reader_is_ended_in_time(reader: object) -> None:
     start = time.monotonic()
     with pytest.raises(ProsemillError, match=r"^odd\.gguf: reading it was not done after 0\.5 s"):
-        run_confined(reader, 60, memory_bytes=100 * MIB, seconds=0.5, what="odd.gguf")  # type: ignore[arg-type]
-    assert time.monotonic() - start < 20
+        run_confined(reader, LIMIT, memory_bytes=100 * MIB, seconds=0.5, what="odd.gguf")  # type: ignore[arg-type]
+    assert time.monotonic() - start < LIMIT
 
 
 def test_memory_is_limited_to_what_the_reader_adds() -> None:
-    assert run_confined(allocate, 90 * MIB, memory_bytes=100 * MIB, seconds=20) == 90 * MIB
+    assert run_confined(allocate, 90 * MIB, memory_bytes=100 * MIB, seconds=LIMIT) == 90 * MIB
     with pytest.raises(ProsemillError, match=r"^bomb\.parquet: reading it takes more than 100 MiB of memory"):
-        run_confined(allocate, 110 * MIB, memory_bytes=100 * MIB, seconds=20, what="bomb.parquet")
+        run_confined(allocate, 110 * MIB, memory_bytes=100 * MIB, seconds=LIMIT, what="bomb.parquet")
 
 
 def test_a_module_that_is_loaded_before_does_not_count() -> None:
     module = "pyarrow.parquet"
-    assert run_confined(allocate_beside, module, 40 * MIB, memory_bytes=50 * MIB, seconds=20, preload=(module,))
+    assert run_confined(allocate_beside, module, 40 * MIB, memory_bytes=50 * MIB, seconds=LIMIT, preload=(module,))
 
 
 @pytest.mark.parametrize(("reader", "reason"), [(crash, "SIGSEGV"), (leave, "exit status 7")])
 def test_a_dying_reader_is_one_line(reader: object, reason: str) -> None:
     with pytest.raises(ProsemillError, match=reason) as caught:
-        run_confined(reader, memory_bytes=100 * MIB, seconds=20, what="odd.gguf")  # type: ignore[arg-type]
+        run_confined(reader, memory_bytes=100 * MIB, seconds=LIMIT, what="odd.gguf")  # type: ignore[arg-type]
     assert str(caught.value).startswith("odd.gguf: ")
     assert "\n" not in str(caught.value)
 
 
 def test_the_readers_own_complaint_passes_through() -> None:
     with pytest.raises(ProsemillError, match=r"^a\.txt is not UTF-8: convert it$"):
-        run_confined(refuse, memory_bytes=100 * MIB, seconds=20, what="other")
+        run_confined(refuse, memory_bytes=100 * MIB, seconds=LIMIT, what="other")
 
 
 def test_a_bug_keeps_its_class_and_its_trace() -> None:
     with pytest.raises(KeyError, match="a bug") as caught:
-        run_confined(fail, memory_bytes=100 * MIB, seconds=20)
+        run_confined(fail, memory_bytes=100 * MIB, seconds=LIMIT)
     assert "in fail" in caught.value.__notes__[0]
 
 
 def test_a_bug_that_does_not_pickle_is_still_told() -> None:
     with pytest.raises(RuntimeError, match="leftright"):
-        run_confined(fail_unpicklably, memory_bytes=100 * MIB, seconds=20)
+        run_confined(fail_unpicklably, memory_bytes=100 * MIB, seconds=LIMIT)
 
 
 def test_a_full_disk_stays_a_full_disk() -> None:
     with pytest.raises(OSError, match="No space left") as caught:
-        run_confined(disk_full, memory_bytes=100 * MIB, seconds=20)
+        run_confined(disk_full, memory_bytes=100 * MIB, seconds=LIMIT)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "here")
 
 

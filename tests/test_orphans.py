@@ -18,7 +18,7 @@ import sys, time
 from prosemill.orphans import end_with_dvc
 end_with_dvc()
 print("watching", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 DVC = """
 import subprocess, sys

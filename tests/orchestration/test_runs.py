@@ -23,7 +23,7 @@ from prosemill.tracking import open_run, tracking_uri
 from prosemill.tracking.run import FINGERPRINT_TAG
 from prosemill.workspace import CHECKPOINTS
 from tests.conftest import environment
-from tests.test_supervised import DEADLINE, is_alive
+from tests.test_supervised import is_alive
 from tests.waiting import LIMIT, until
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def in_time() -> Iterator[None]:
         raise AssertionError("it takes too long")
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, DEADLINE)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
@@ -408,4 +408,4 @@ def test_a_frozen_server_cancels_nothing_and_costs_little(prefect_server: None, 
         begin = time.monotonic()
         with temporary_settings({PREFECT_API_URL: address}):
             runs.Cancellation(uuid4())()
-    assert 0.4 < time.monotonic() - begin < 10, "Prefect's clients wait for a minute"
+    assert 0.4 < time.monotonic() - begin < 50, "Prefect's clients wait for a minute"

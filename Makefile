@@ -41,7 +41,7 @@ help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # pip takes torch, as its settings say where this machine's build of it is (a mirror, an index of builds for CPUs), and uv; uv takes
-# the two hundred others in a minute, for which pip needs five. pip takes those too where its settings name what uv does not know.
+# the two hundred others in a minute, where pip takes several. pip takes those too where its settings name what uv does not know.
 define install
 uv pip install --quiet --python $(VENV)/bin/python --compile-bytecode --constraint constraints.txt --editable $(1) \
 	|| pip install --quiet --constraint constraints.txt --editable $(1)

@@ -12,7 +12,6 @@ of it becomes a row of RELIABILITY.md.
 
 import platform
 import re
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -24,7 +23,9 @@ import typer
 
 from prosemill.errors import ProsemillError, run_main
 from prosemill.supervised import run_supervised
-from tests.campaigns import SEED, SOAK
+
+SOAK, SEED = "PROSEMILL_SOAK", "PROSEMILL_SOAK_SEED"
+"""Variables of the environment by which tests know that they repeat often, and from which seed they draw."""
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "RELIABILITY.md"
@@ -117,5 +118,4 @@ def _main(names: list[str], seed: int, list_only: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[0] = "python -m benchmarks.soak"
     typer.run(main)

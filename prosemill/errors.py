@@ -5,6 +5,7 @@ what, where and what to do, with exit status 1. Everything else is a bug of ours
 """
 
 import errno
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from prosemill.telemetry import switch_off
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of an `OSError` that says that nothing more can be written."""
+
+OBJECTS_PER_COLLECTION = 50_000
+"""New objects after which Python looks for garbage; its own 700 make the imports of torch, transformers and MLflow a fifth slower."""
 
 
 class ProsemillError(ValueError):
@@ -49,6 +53,7 @@ def run_main(main: Callable[[], None]) -> None:
 
     The libraries' usage reports are switched off before (prosemill/telemetry.py), and a stage of DVC ends with it (prosemill/orphans.py).
     """
+    gc.set_threshold(OBJECTS_PER_COLLECTION)
     switch_off()
     end_with_dvc()
     try:

@@ -6,8 +6,7 @@ for number in range(repeats(few=2, many=30)):
 
 import os
 
-SOAK = "PROSEMILL_SOAK"
-SEED = "PROSEMILL_SOAK_SEED"
+from benchmarks.soak import SEED, SOAK
 
 
 def repeats(few: int, many: int) -> int:

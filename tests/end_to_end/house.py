@@ -35,10 +35,10 @@ class HouseClone(Clone):
             del self.environment[name]
         self.environment |= {"PYTHONPATH": f"{spy}{os.pathsep}{folder}", "HOME": str(home), "PWD": str(folder)}
 
-    def up(self, *options: str, seconds: float = LIMIT) -> "subprocess.CompletedProcess[str]":
+    def up(self, *options: str) -> "subprocess.CompletedProcess[str]":
         """Run a `prosemill up` that ends by itself."""
         command = [*PROSEMILL, "up", *options]
-        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=seconds)
+        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=LIMIT)
 
     def start(self, log: Path, *options: str, **environment: str) -> "subprocess.Popen[bytes]":
         """Start `prosemill up` as the leader of its process group, as a terminal does."""

@@ -231,6 +231,7 @@ def test_a_gate_that_became_stricter_while_a_person_thought_refuses(workspace: W
 def test_an_experiment_comes_and_goes_and_its_version_points_to_its_commit(workspace: Workspace) -> None:
     """An experiment on another corpus, whose version does not compare with the champion and is registered all the same."""
     clone = workspace.clone
+    tracked(workspace).set_registered_model_alias("prosemill", "champion", "1")
     params = (clone.folder / "params.yaml").read_bytes()
     output = workspace.run("-S", "download.corpus.name=another", "-S", "train.max_steps=22")
     assert "dvc exp apply download.corpus.name-another-train.max-steps-22" in output

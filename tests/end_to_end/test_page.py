@@ -72,6 +72,32 @@ def run(browser: Browser, house: House) -> str:
     return run
 
 
+@pytest.fixture(scope="module")
+def promoted(browser: Browser, house: House, run: str) -> None:
+    """Version 1, whose promotion somebody has accepted in the page, with a comment."""
+    browser.open(f"{house.prefect}/v2/runs")
+    browser.click("//a[.='version 1']")
+    browser.find("//*[@data-slot='badge'][.='Paused']")
+    browser.click("//button[.='Open menu']")
+    browser.click("//*[@role='menuitem'][.='Resume']")
+    browser.shows("Gate, against its base model", "at most", "passed", "silence refuses")
+
+    comment = browser.find("//*[@role='dialog']//textarea")
+    comment.send_keys(COMMENT)
+    browser.click("//*[@role='dialog']//button[@role='switch']")
+    browser.find("//*[@role='dialog']//button[@role='switch'][@aria-checked='true']")
+    browser.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", comment)
+    browser.picture("promotion")
+
+    browser.click("//*[@role='dialog']//button[.='Resume']")
+    browser.find("//*[@data-slot='badge'][.='Promoted']")
+
+
+def num_starts(house: House) -> int:
+    """How often the service of version 1 was said to be there."""
+    return house.log.read_text().count(f"Service  {house.service}  (version 1)")
+
+
 def sees_completed(browser: Browser, run: str, step: str) -> bool:
     """Whether a look at the run's page shows a step as completed. A page that moves is drawn by the processors, which the pipeline needs:
     after a look in vain the browser rests.
@@ -143,40 +169,29 @@ def test_the_links_lead_to_the_run_and_the_version_in_mlflow(browser: Browser, h
         browser.shows(*map(str, words))
 
 
-def test_a_person_accepts_a_promotion_and_says_why(browser: Browser, house: House, run: str) -> None:
-    browser.open(f"{house.prefect}/v2/runs")
-    browser.click("//a[.='version 1']")
-    browser.find("//*[@data-slot='badge'][.='Paused']")
-    browser.click("//button[.='Open menu']")
-    browser.click("//*[@role='menuitem'][.='Resume']")
-    browser.shows("Gate, against its base model", "at most", "passed", "silence refuses")
-    comment = browser.find("//*[@role='dialog']//textarea")
-    comment.send_keys(COMMENT)
-    browser.click("//*[@role='dialog']//button[@role='switch']")
-    browser.find("//*[@role='dialog']//button[@role='switch'][@aria-checked='true']")
-    browser.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", comment)
-    browser.picture("promotion")
-    browser.click("//*[@role='dialog']//button[.='Resume']")
-    browser.find("//*[@data-slot='badge'][.='Promoted']")
-    client = mlflow.MlflowClient(house.mlflow)
-    champion = client.get_model_version_by_alias("prosemill", "champion")
+@pytest.mark.usefixtures("promoted")
+def test_a_person_accepts_a_promotion_and_says_why(house: House) -> None:
+    champion = mlflow.MlflowClient(house.mlflow).get_model_version_by_alias("prosemill", "champion")
     assert str(champion.version) == "1"
     assert json.loads(champion.tags["prosemill.decision"]) == {"accept": True, "comment": COMMENT}
 
 
-def test_the_new_champion_is_served(house: House, run: str) -> None:
-    until(lambda: f"Service  {house.service}  (version 1)" in house.log.read_text(), "the house serves the champion")
+@pytest.mark.usefixtures("promoted")
+def test_the_new_champion_is_served(house: House) -> None:
+    until(lambda: num_starts(house), "the champion is served")
     assert all(address in house.log.read_text() for address in (house.prefect, f"{house.prefect}/api", house.mlflow, house.service))
     answer = requests.post(f"{house.service}/generate", json={"prompt": "import ", "max_new_tokens": 8}, timeout=LIMIT)
     assert answer.json()["model_version"] == 1
 
 
-def test_a_service_that_ends_is_started_again(house: House, run: str) -> None:
-    served = f"Service  {house.service}  (version 1)"
+@pytest.mark.usefixtures("promoted")
+def test_a_service_that_ends_is_started_again(house: House) -> None:
+    until(lambda: num_starts(house), "the champion is served")
+    num_before = num_starts(house)
     commands = told(house.processes(), psutil.Process.cmdline)
     for service in [process for process, command in commands.items() if command[1:4] == ["-m", "bentoml", "serve"]]:
         service.kill()
-    until(lambda: house.log.read_text().count(served) == 2, "the house serves the champion again")
+    until(lambda: num_starts(house) == num_before + 1, "the champion is served again")
     assert "the service has ended: see the end of .prosemill/logs/service.log" in house.log.read_text()
     assert requests.get(f"{house.service}/readyz", timeout=LIMIT).ok
 
@@ -186,8 +201,10 @@ def test_the_pages_ask_nobody_outside(browser: Browser, house: House, run: str) 
     assert browser.hosts() <= {urlsplit(address).netloc for address in (house.prefect, house.mlflow)}
 
 
-def test_a_champion_that_is_taken_away_is_served_no_more(house: House, run: str) -> None:
+@pytest.mark.usefixtures("promoted")
+def test_a_champion_that_is_taken_away_is_served_no_more(house: House) -> None:
+    until(lambda: num_starts(house), "the champion is served")
     mlflow.MlflowClient(house.mlflow).delete_registered_model_alias("prosemill", "champion")
-    until(lambda: "Service  ended, there is no champion any more" in house.log.read_text(), "the house follows")
+    until(lambda: "Service  ended, there is no champion any more" in house.log.read_text(), "the service ends")
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{house.service}/livez", timeout=LIMIT)

@@ -28,7 +28,7 @@ def test_a_registry_without_a_champion(tmp_path: Path, empty_store: Path) -> Non
     assert len(told.strip().splitlines()) == 1
 
 
-def look_at(champion: Path, monkeypatch: pytest.MonkeyPatch, **variables: str) -> str:
+def startup_error(champion: Path, monkeypatch: pytest.MonkeyPatch, **variables: str) -> str:
     """The one line that ends `bentoml serve`, by the function that it calls before it starts its worker."""
     monkeypatch.chdir(champion)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -74,7 +74,7 @@ def test_a_base_model_that_is_none(
     champion: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path, Path], None], line: str
 ) -> None:
     make(tmp_path / "base", tiny_model)
-    assert f"{tmp_path / 'base'}{line}" in look_at(champion, monkeypatch, PROSEMILL_BASE=str(tmp_path / "base"))
+    assert f"{tmp_path / 'base'}{line}" in startup_error(champion, monkeypatch, PROSEMILL_BASE=str(tmp_path / "base"))
 
 
 def test_a_champion_whose_kept_evaluation_was_altered(champion: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_a_champion_whose_kept_evaluation_was_altered(champion: Path, monkeypatc
     content = evaluation.read_bytes()
     evaluation.write_bytes(content + b"\n")
     try:
-        line = look_at(champion, monkeypatch)
+        line = startup_error(champion, monkeypatch)
     finally:
         evaluation.write_bytes(content)
     assert "evaluation.json of version 1 is not what was registered" in line
@@ -97,7 +97,7 @@ def test_a_champion_whose_kept_evaluation_was_altered(champion: Path, monkeypatc
     ],
 )
 def test_an_engine_that_is_not_to_be_had(champion: Path, monkeypatch: pytest.MonkeyPatch, precision: str, line: str) -> None:
-    assert line in look_at(champion, monkeypatch, PROSEMILL_ENGINE="vllm", PROSEMILL_PRECISION=precision)
+    assert line in startup_error(champion, monkeypatch, PROSEMILL_ENGINE="vllm", PROSEMILL_PRECISION=precision)
 
 
 def test_a_door_that_bentomls_own_settings_open(champion: Path) -> None:

@@ -115,6 +115,7 @@ def running_browser() -> Iterator[Browser]:
     options.binary_location = CHROMIUM
     options.add_argument("--headless=new")
     options.add_argument("--disable-dev-shm-usage")  # in a container it is too small
+    options.add_argument("--force-prefers-reduced-motion")  # without a GPU, what moves takes half a processor
     options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
     if os.geteuid() == 0:
         options.add_argument("--no-sandbox")

@@ -4,6 +4,7 @@ import os
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1"}
 os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # as `prosemill up` has it: seven processes that nothing here needs
 # Tiny models gain nothing from a second thread, and two tests side by side lose half their time to threads that wait for a core.
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -21,6 +22,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from prosemill.end_of_text import END_OF_TEXT
 from prosemill.locks import alone
+from prosemill.shards import num_workers
 from tests.wikitext_files import SAMPLE, WikiText, needs_sample, write_wikitext
 
 # A shell starts what it runs in the background (`make test &`) deaf to Ctrl-C, and every program below would be deaf as well.
@@ -44,10 +46,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> SharingFi
     return SharingFiles(config, log)
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process more than there are processors: a third of the time goes into waiting for servers and other programs."""
+    return num_workers() + 1
+
+
+LONGEST = ("tests/end_to_end/test_flows", "tests/registry/", "tests/training/test_processes", "tests/end_to_end/")
+"""Beginnings of what takes longest: first what makes the finished workspace, then what needs none, so that no process waits for it."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Processes begin with what takes longest, or one would be left with it at the end; one alone begins with what fails soonest."""
-    in_processes = hasattr(config, "workerinput")
-    items.sort(key=lambda item: item.nodeid.startswith("tests/end_to_end/") != in_processes)
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+
+    def rank(item: pytest.Item) -> int:
+        return next((rank for name, rank in ranks.items() if item.nodeid.startswith(name)), len(ranks))
+
+    items.sort(key=rank, reverse=not hasattr(config, "workerinput"))
 
 
 def pytest_collection_finish() -> None:

@@ -207,8 +207,9 @@ def _key(environment: Mapping[str, str]) -> str | None:
 
 
 def mlflow_command(port: int) -> list[str]:
-    """The command of MLflow's page on this machine alone, in `mlflow_environment`."""
-    return [sys.executable, "-m", "mlflow", "server", "--host", LOCAL, "--port", str(port), "--app-name", "basic-auth"]
+    """The command of MLflow's page on this machine alone, in `mlflow_environment`. One worker process suffices for a page."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", LOCAL, "--port", str(port), "--workers", "1"]
+    return [*command, "--app-name", "basic-auth"]
 
 
 def mlflow_environment(port: int) -> dict[str, str]:
@@ -225,6 +226,8 @@ def mlflow_environment(port: int) -> dict[str, str]:
     write_durably(settings, MLFLOW_AUTH.format(users=str(users).replace("%", "%%")))
     return {
         "MLFLOW_BACKEND_STORE_URI": tracking_uri(),
+        # Seven processes that evaluate what others' language models wrote, which nothing here asks for.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": os.environ.get("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"),
         "MLFLOW_SERVER_ALLOWED_HOSTS": os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS", f"{LOCAL}:{port},localhost:{port}"),
         "MLFLOW_AUTH_CONFIG_PATH": str(settings),
         "MLFLOW_AUTH_ADMIN_USERNAME": user,

@@ -12,7 +12,7 @@ from typing import TypeVar
 import psutil
 import requests
 
-from tests.end_to_end.conftest import Clone, make_clone
+from tests.end_to_end.conftest import Clone, copy_workspace, make_clone
 from tests.end_to_end.prefect_api import PrefectApi
 from tests.ports import free_ports
 from tests.waiting import LIMIT, until
@@ -137,12 +137,15 @@ def port_options(ports: Sequence[int]) -> list[str]:
     return [str(part) for pair in zip(PORT_OPTIONS, ports, strict=True) for part in pair]
 
 
-def make_house_clone(folder: Path) -> HouseClone:
-    """A clone in `folder`/clone, with the small experiment as its default."""
+def make_house_clone(folder: Path, finished: Path | None = None) -> HouseClone:
+    """In `folder`/clone a copy of the finished workspace, or a clone in which nothing has run."""
     (spy, home) = (folder / name for name in ("spy", "home"))
-    for path in (spy, home):
-        path.mkdir(parents=True)
-    made = make_clone(folder / "clone", spy)
+    home.mkdir(parents=True)
+    if finished is None:
+        spy.mkdir()
+        made = make_clone(folder / "clone", spy)
+    else:
+        made = copy_workspace(finished, folder)
     return HouseClone(made.folder, spy, home)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,10 +19,20 @@ from prosemill.registry.store import CHAMPION, Registry, State
 from tests.conftest import environment
 from tests.end_to_end.conftest import Clone
 from tests.end_to_end.house import living
+from tests.end_to_end.pipeline import outputs
 from tests.end_to_end.prefect_api import PrefectApi, client_environment, serving
 from tests.waiting import LIMIT, until
 
+COMMENT = "I read it"
 STAGES = ["download", "tokenize", "group", "train", "evaluate"]
+STAND_IN = """
+import shutil, time
+from pathlib import Path
+print("it trains", flush=True)
+while not Path("go-on").exists():
+    time.sleep(0.1)
+shutil.copytree("kept", ".", dirs_exist_ok=True)
+"""
 LONG = ("-S", "train.max_steps=30000")  # some minutes of training
 
 
@@ -82,6 +93,11 @@ def promotions(workspace: Workspace) -> list[dict[str, Any]]:
     """Runs of the flow `promotion`, the newest first."""
     flows = workspace.api.call("POST", "/flows/filter", flows={"name": {"any_": ["promotion"]}})
     return [run for run in workspace.api.flow_runs() if run["flow_id"] in {flow["id"] for flow in flows}]
+
+
+def num_refused(workspace: Workspace) -> int:
+    """How many promotions were refused so far."""
+    return sum(run["state"]["name"] == "Refused" for run in promotions(workspace))
 
 
 def newest_promotion(workspace: Workspace) -> dict[str, Any]:
@@ -152,49 +168,70 @@ def test_the_page_gets_the_stages_lines_without_bars(workspace: Workspace) -> No
     assert not [line for line in lines if "%|" in line or "\r" in line]
 
 
-def test_nobodys_answer_refuses_a_promotion(workspace: Workspace) -> None:
-    forget_champion(workspace)
-    process = start_promotion(workspace, "1, hours=0.001")
-    assert process.wait(LIMIT) == 0
-    state = newest_promotion(workspace)["state"]
-    assert (state["name"], state["message"]) == ("Refused", "version 1 is refused: nobody answered within 0.001 hours")
-    assert aliased(workspace, "champion") is None
-    assert "prosemill.decision" not in tracked(workspace).get_model_version("prosemill", "1").tags, "it may be asked for again"
+def decide(workspace: Workspace, *, accept: bool) -> None:
+    """Answer the newest promotion, as soon as it asks."""
+    until(lambda: newest_promotion(workspace)["state"]["type"] == "PAUSED", "a promotion asks")
+    run = newest_promotion(workspace)["id"]
+    assert "| bits per byte |" in workspace.api.artifacts(run)["gate"]["data"]
+    workspace.api.call("POST", f"/flow_runs/{run}/resume", run_input={"accept": accept, "comment": COMMENT})
 
 
-@pytest.mark.parametrize(("accept", "name"), [(False, "Refused"), (True, "Promoted")])
-def test_a_person_decides_on_a_promotion_and_says_why(workspace: Workspace, accept: bool, name: str) -> None:
-    forget_champion(workspace)
-    process = start_promotion(workspace, "1, hours=1")
-    run = newest_promotion(workspace)
-    assert "| bits per byte |" in workspace.api.artifacts(run["id"])["gate"]["data"]
-    workspace.api.call("POST", f"/flow_runs/{run['id']}/resume", run_input={"accept": accept, "comment": "I read it"})
-    assert process.wait(LIMIT) == 0
-    assert newest_promotion(workspace)["state"]["name"] == name
-    assert aliased(workspace, "champion") == ("1" if accept else None)
+def decision(workspace: Workspace) -> dict[str, Any]:
+    """What was decided on version 1, as it is kept with it; nothing if nobody has decided."""
     tags = tracked(workspace).get_model_version("prosemill", "1").tags
-    assert json.loads(tags["prosemill.decision"]) == {"accept": accept, "comment": "I read it"}
+    kept: dict[str, Any] = json.loads(tags.get("prosemill.decision", "{}"))
+    return kept
 
 
-def test_the_gate_alone_promotes_where_nobody_is_asked_and_the_champion_is_not_promoted_again(workspace: Workspace) -> None:
+def test_a_person_decides_on_a_promotion_and_says_why_and_silence_refuses(workspace: Workspace) -> None:
+    """Four promotions in one process: nobody answers, somebody refuses, somebody accepts, and the champion is to be promoted again."""
     forget_champion(workspace)
-    assert start_promotion(workspace, "1, approval='none', package=True", "1, approval='none'").wait(LIMIT) == 0
-    again, first = promotions(workspace)[:2]
-    assert (first["state"]["name"], first["state"]["message"]) == ("Promoted", "version 1 is the champion")
+    num_before = num_refused(workspace)
+    process = start_promotion(workspace, "1, hours=0.001", "1, hours=1", "1, hours=1", "1")
+    until(lambda: num_refused(workspace) == num_before + 1, "silence refuses")
+    assert decision(workspace) == {}, "it may be asked for again"
+
+    decide(workspace, accept=False)
+    until(lambda: num_refused(workspace) == num_before + 2, "a person's no refuses")
+    assert decision(workspace) == {"accept": False, "comment": COMMENT}
+    assert aliased(workspace, "champion") is None
+
+    decide(workspace, accept=True)
+    assert process.wait(LIMIT) == 0
+    assert decision(workspace) == {"accept": True, "comment": COMMENT}
     assert aliased(workspace, "champion") == "1"
-    assert re.search("^bentoml serve prosemill:1-", workspace.api.artifacts(first["id"])["bento"]["data"], re.MULTILINE)
-    line = "version 1 is the champion already: there is nothing to promote"
-    assert (again["state"]["type"], again["state"]["message"]) == ("FAILED", line)
+
+    states = [(run["state"]["name"], run["state"]["message"]) for run in promotions(workspace)[:4]]
+    assert states == [
+        ("Failed", "version 1 is the champion already: there is nothing to promote"),
+        ("Promoted", "version 1 is the champion"),
+        ("Refused", f"version 1 is refused: {COMMENT}"),
+        ("Refused", "version 1 is refused: nobody answered within 0.001 hours"),
+    ]
 
 
-def test_a_version_is_packaged_if_it_passes_the_gate_and_the_page_shows_its_bento(workspace: Workspace) -> None:
+def test_a_version_that_passes_the_gate_is_packaged_by_either_flow_and_the_page_shows_its_bento(workspace: Workspace) -> None:
+    """Here too: changes that were not committed are said, and where nobody is asked the gate alone promotes."""
     forget_champion(workspace)
-    workspace.run("--package")
+    readme = workspace.clone.folder / "README.md"
+    before = readme.read_bytes()
+    try:
+        readme.write_text("changed", encoding="utf-8")
+        output = workspace.run("--package")
+    finally:
+        readme.write_bytes(before)
+    assert "uncommitted changes go into this run: README.md" in output
+    assert workspace.newest()["name"].endswith(" + changes")
     shown = workspace.api.artifacts(workspace.newest()["id"])["bento"]["data"]
     assert workspace.api.task_states(workspace.newest()["id"])["package"] == "Completed"
     (tag,) = set(re.findall(r"^bentoml serve (prosemill:1-[0-9a-f]{12})$", shown, re.MULTILINE))
     (folder,) = re.findall(rf"^{tag}: [\d.,]+ MB in (.*)$", shown, re.MULTILINE)
     assert (Path(folder) / "src/version/model/model.safetensors").is_file()
+
+    assert start_promotion(workspace, "1, approval='none', package=True").wait(LIMIT) == 0
+    promoted = newest_promotion(workspace)
+    assert (promoted["state"]["name"], promoted["state"]["message"]) == ("Promoted", "version 1 is the champion")
+    assert f"bentoml serve {tag}" in workspace.api.artifacts(promoted["id"])["bento"]["data"].splitlines()
 
 
 def test_a_bento_that_cannot_be_built_costs_no_promotion(workspace: Workspace) -> None:
@@ -244,16 +281,6 @@ def test_an_experiment_comes_and_goes_and_its_version_points_to_its_commit(works
     tags = tracked(workspace).get_model_version_by_alias("prosemill", "challenger").tags
     assert tags["prosemill.git_dirty"] == "false"
     assert "max_steps: 22" in clone.run("git", "show", f"{tags['prosemill.git_commit']}:params.yaml")
-    readme = clone.folder / "README.md"
-    before = readme.read_bytes()
-    try:
-        readme.write_text("changed", encoding="utf-8")
-        output = workspace.run()
-    finally:
-        readme.write_bytes(before)
-    assert workspace.api.task_states(workspace.newest()["id"])["train"] == "Cached", "what was trained before comes back"
-    assert "uncommitted changes go into this run: README.md" in output
-    assert workspace.newest()["name"].endswith(" + changes")
 
 
 def requests_for_promotion(workspace: Workspace) -> list[dict[str, Any]]:
@@ -290,7 +317,7 @@ def test_a_wrong_experiment_is_one_line_and_changes_nothing(workspace: Workspace
 
 
 def test_a_stage_that_fails_has_its_last_lines_in_the_message(workspace: Workspace) -> None:
-    output = workspace.run("--force", "-S", "train.learning_rate=1e30", fails=True)
+    output = workspace.run("-S", "train.learning_rate=1e30", fails=True)
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: train failed: the training loss is nan")
     assert "Traceback" not in output
@@ -298,51 +325,52 @@ def test_a_stage_that_fails_has_its_last_lines_in_the_message(workspace: Workspa
     assert message.startswith("train failed: the training loss is nan")
     assert "> python -m stages.train" in message
     stages = json.loads(workspace.api.artifacts(workspace.newest()["id"])["stages"]["data"])
-    results = dict.fromkeys(("download", "tokenize", "group"), "ran") | {"train": "failed"}
-    assert {row["stage"]: row["result"] for row in stages} == results, "--force runs what has not changed"
-    assert workspace.api.task_states(workspace.newest()["id"])["group"] == "Completed"
+    assert [row["stage"] for row in stages if row["result"] == "failed"] == ["train"]
+    assert [row["stage"] for row in stages] == ["download", "tokenize", "group", "train"]
 
 
-def kill(_workspace: Workspace, process: "subprocess.Popen[str]") -> None:
-    process.kill()
-
-
-def cancel_in_page(workspace: Workspace, _process: "subprocess.Popen[str]") -> None:
-    workspace.api.call("POST", f"/flow_runs/{workspace.newest()['id']}/set_state", state={"type": "CANCELLING"})
+def state_of(workspace: Workspace, flow_run: str) -> str:
+    """The type of a flow run's state."""
+    return str(workspace.api.call("GET", f"/flow_runs/{flow_run}")["state"]["type"])
 
 
 def test_a_flow_that_is_killed_or_cancelled_leaves_no_process_and_is_gone_on_with(workspace: Workspace) -> None:
     process = workspace.start(*LONG)
     workspace.wait_for("/30,000 steps")
-    for end in (kill, cancel_in_page):
-        ended, processes = workspace.newest()["id"], psutil.Process(process.pid).children(recursive=True)
-        assert any("stages.train" in " ".join(each.cmdline()) for each in processes)
-        end(workspace, process)
-        wait_for_end(processes)
-        code, output = process.wait(LIMIT), workspace.output()
-        assert code != 0
-        process = workspace.start(*LONG)
-        workspace.wait_for("going on from the checkpoint of step")
-        state = workspace.api.call("GET", f"/flow_runs/{ended}")["state"]
-        assert state["type"] == ("CANCELLED" if end is cancel_in_page else "CRASHED"), "a run that was left open is closed by the next"
-        assert "RUNNING" not in {run["state"]["type"] for run in workspace.api.flow_runs()[1:]}
-    assert code == 1
-    assert "error: cancelled in the Prefect page" in output
-    process.terminate()
+    killed, processes = workspace.newest()["id"], psutil.Process(process.pid).children(recursive=True)
+    assert any("stages.train" in " ".join(each.cmdline()) for each in processes)
+    process.kill()
+    wait_for_end(processes)
+
     process.wait(LIMIT)
+    process = workspace.start(*LONG)
+    workspace.wait_for("going on from the checkpoint of step")
+    assert state_of(workspace, killed) == "CRASHED", "a run that was left open is closed by the next"
+    cancelled, processes = workspace.newest()["id"], psutil.Process(process.pid).children(recursive=True)
+    workspace.api.call("POST", f"/flow_runs/{cancelled}/set_state", state={"type": "CANCELLING"})
+    wait_for_end(processes)
+
+    assert process.wait(LIMIT) == 1
+    assert "error: cancelled in the Prefect page" in workspace.output()
+    assert state_of(workspace, cancelled) == "CANCELLED"
 
 
 def test_a_server_that_goes_away_costs_no_training(own_clone: Clone) -> None:
+    """The training is one that ends when the test says so, with what the real one had made."""
+    kept, go_on = own_clone.folder / "kept", own_clone.folder / "go-on"
+    for name in outputs("train"):
+        (kept / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(own_clone.folder / name, kept / name)
+    (own_clone.folder / "stages/train.py").write_text(STAND_IN, encoding="utf-8")
     with serving(own_clone.folder, own_clone.environment) as (api, server):
         there = Workspace(own_clone, api)
-        process = there.start("-S", "train.max_steps=200")
-        there.wait_for("/200 steps")
-        assert "200/200 steps" not in there.output(), "it trains"
+        process = there.start(PREFECT_CLIENT_MAX_RETRIES="0")
+        there.wait_for("it trains")
         for each in psutil.Process(server.pid).children(recursive=True):
             each.kill()
+        go_on.touch()
         code = process.wait(LIMIT)
     (line,) = [line for line in there.output().splitlines() if line.startswith("error: ")]
     assert code == 1
     assert "went away" in line
-    own_clone.compose("train.max_steps=200")
     assert own_clone.repro("train") == [], "the training was not lost"

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
+from tests.end_to_end.conftest import Clone
 from tests.end_to_end.house import (
     PORT_OPTIONS,
     House,
@@ -34,14 +35,15 @@ from tests.waiting import until
 
 FOREIGN = "http://evil.example"
 TIMEOUT = 30.0
+STATUS = ("git", "status", "--porcelain", "--ignored")
 SOCKETS = ("events/in", "events/out", "logs/out", "task_runs/subscriptions/scheduled", "work_pools/prosemill/workers/connect")
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def house(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """A house for all tests of this module; Ctrl-C ends it, and whatever ran in it called nobody outside."""
     folder = tmp_path_factory.mktemp("house")
-    clone = make_house_clone(folder)
+    clone = make_house_clone(folder, finished)
     # As `make -C clone up` leaves it, PWD names the folder that the user was in.
     with running_house(clone, folder / "up.log", PWD=str(folder)) as house:
         yield house
@@ -51,7 +53,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> HouseClone:
-    """A clone in which no house has been yet."""
+    """A clone in which nothing has run yet."""
     return make_house_clone(tmp_path)
 
 
@@ -61,9 +63,10 @@ def test_the_clones_own_code_runs(house: House) -> None:
     assert supervisors == {str(house.clone.folder / "prosemill/supervised.py")}
 
 
-def test_its_state_lies_in_one_folder_that_git_ignores(house: House) -> None:
-    lines = house.clone.run("git", "status", "--porcelain", "--ignored").splitlines()
-    assert [line for line in lines if "__pycache__" not in line] == ["!! .prosemill/"]
+def test_its_state_lies_in_one_folder_that_git_ignores(house: House, finished: Path) -> None:
+    now, before = (set(Clone(folder).run(*STATUS).splitlines()) for folder in (house.clone.folder, finished / "clone"))
+    assert "!! .prosemill/" in now
+    assert [line for line in now - before if "__pycache__" not in line] == []
     assert list(house.clone.home.rglob("*")) == []
 
 

@@ -9,11 +9,15 @@ import pytest
 
 from prosemill.comparison import comparison_text, kept_experiments, read_experiments
 from prosemill.evaluation import print_table
+from prosemill.params import Train, parse_section
+from tests.composing import composed
 from tests.end_to_end.conftest import ROOT, Clone
 
 # What sets up an environment is tried dry: the environment of the tests is the one it would make.
 DRY = {f"make {target}": ("make", "--dry-run", target) for target in ("run", "test", "ui", "up")}
 NOT_COMMANDS = ("git clone ", "source ")
+COMPOSED = "dvc exp run -S train.num_processes=2 "
+"""How a command begins that is composed alone: what the stage does with it is held by tests/training/test_processes.py."""
 
 
 def commands() -> list[str]:
@@ -26,7 +30,11 @@ def commands() -> list[str]:
 def test_the_commands_of_the_readme_work(own_clone: Clone) -> None:
     given = commands()
     assert {"make run", "dvc repro", "prosemill params train"} <= set(given)
+    assert sum(command.startswith(COMPOSED) for command in given) == 1
     for command in given:
+        if command.startswith(COMPOSED):
+            parse_section("train", Train, composed(*shlex.split(command.replace("-S ", ""))[3:])["train"])
+            continue
         output = own_clone.run(*DRY.get(command, tuple(shlex.split(command))))
         assert "Traceback" not in output, output
 

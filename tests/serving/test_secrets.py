@@ -121,6 +121,13 @@ def test_a_prompt_and_a_key_are_told_to_nobody(watched: Watched) -> None:
     assert KEY not in told
 
 
+@pytest.mark.parametrize("path", ["/metrics", "/v1/models", "/openapi.json", "/ui", "/livez"])
+def test_every_route_but_health_needs_a_key(watched: Watched, path: str) -> None:
+    given: tuple[dict[str, str], ...] = ({}, {"Authorization": f"Bearer {KEY}x"}, ALLOWED)
+    statuses = [watched.ask(path, "GET", headers=headers) for headers in given]
+    assert statuses == ([200, 200, 200] if path == "/livez" else [401, 401, 200])
+
+
 def test_a_line_break_in_a_path_makes_no_line_of_its_own(watched: Watched) -> None:
     forged = '{"time": "now", "method": "GET", "path": "/forged", "status": 200, "seconds": 0}'
     assert watched.ask(f"/%0a%0d%e2%80%a8{forged}%0a", "GET") == 404

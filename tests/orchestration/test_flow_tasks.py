@@ -2,6 +2,7 @@
 
 import json
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -49,3 +50,21 @@ def test_a_promotion_is_asked_for_unless_a_person_has_refused_it(
     tags = {} if decision is None else {"decision": json.dumps(decision)}
     assert said in pipeline.ask_for_promotion(Version(7, "", "", tags, ()))
     assert events == [(pipeline.PROMOTION_REQUESTED, {"version": 7})] * num_asked
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_forced_run_takes_no_stage_for_unchanged(monkeypatch: pytest.MonkeyPatch, force: bool) -> None:
+    from flows import pipeline
+
+    called, page = [], MagicMock()
+
+    def stage(name: str, _page: Any, is_unchanged: bool, is_forced: bool, *_: Any) -> MagicMock:
+        called.append((name, is_unchanged, is_forced))
+        return MagicMock(result=lambda: "ran")
+
+    monkeypatch.setattr(pipeline, "stage", MagicMock(with_options=lambda **_: stage))
+    monkeypatch.setattr(pipeline, "stage_names", lambda: ["download", "train"])
+    monkeypatch.setattr(pipeline, "leading_unchanged_stages", lambda **_: ["download"])
+    pipeline.run_stages(page, force, pipeline.Hours(), 0, lambda: None)
+    assert called == [("download", not force, force), ("train", False, force)]
+    assert [(row.stage, row.result) for row in page.show_stages.call_args.args[0]] == [("download", "ran"), ("train", "ran")]

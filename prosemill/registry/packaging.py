@@ -92,14 +92,19 @@ def compare(uri: str, trained: Path) -> float:
         questions.write_text(json.dumps({"texts": TEXTS, "prompts": PROMPTS, "params": PARAMS}), encoding="utf-8")
         # -P: nothing beside the script is importable. Elsewhere than here, so that no checkout is either.
         command = [sys.executable, "-P", str(PROBE.absolute()), uri, str(questions), str(answers)]
-        finished = subprocess.run(command, cwd=scratch, env=_environment(), capture_output=True, text=True, check=False)
-        if finished.returncode != 0:
-            last = (finished.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        with subprocess.Popen(
+            command, cwd=scratch, env=_environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        ) as probe:
+            # While it imports its libraries, which takes longest.
+            model = PackagedModel()
+            model.open(trained)
+            logits = model.logits(TEXTS)
+            said = probe.communicate()[1]
+        if probe.returncode != 0:
+            last = (said.strip().splitlines() or ["it says nothing"])[-1]
             raise ProsemillError(f"the package does not load in a fresh process ({last}): nothing is registered; report this as a bug")
-        model = PackagedModel()
-        model.open(trained)
         with np.load(answers) as found:
-            pairs = zip(model.logits(TEXTS), [found[f"logits-{number}"] for number in range(len(TEXTS))], strict=True)
+            pairs = zip(logits, [found[f"logits-{number}"] for number in range(len(TEXTS))], strict=True)
             difference = max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
             generated = [str(text) for text in found["generated"]]
             foreign = [str(name) for name in found["foreign"]]

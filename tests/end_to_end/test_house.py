@@ -57,6 +57,12 @@ def clone(tmp_path: Path) -> HouseClone:
     return make_house_clone(tmp_path)
 
 
+@pytest.fixture
+def own_clone(finished: Path, tmp_path: Path) -> HouseClone:
+    """A copy of the finished workspace for a house of its own."""
+    return make_house_clone(tmp_path, finished)
+
+
 def test_the_clones_own_code_runs(house: House) -> None:
     commands = told(house.processes(), psutil.Process.cmdline).values()
     supervisors = {part for command in commands for part in command if part.endswith("supervised.py")}
@@ -224,15 +230,21 @@ def test_a_second_house_in_the_same_workspace_is_refused(house: House) -> None:
 
 
 def test_a_deployments_run_that_is_cancelled_in_the_page_ends(house: House) -> None:
-    api, clone = house.api(), house.clone
-    deployment = api.call("GET", "/deployments/name/pipeline/on-demand")["id"]
-    parameters = {"overrides": ["train.max_steps=30000"]}
-    run = api.call("POST", f"/deployments/{deployment}/create_flow_run", parameters=parameters, state={"type": "SCHEDULED"})["id"]
+    api, clone, run = house.api(), house.clone, start_training(house)
     until(lambda: api.task_states(run).get("train") == "Running" and "stages.train" in stages_of(clone).values(), "it trains")
     steps = {process for process in clone.processes() if "--single-item" in process.cmdline()} | stages_of(clone).keys()
     api.call("POST", f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
     until(lambda: not living(steps), "no process of the pipeline is left")
     until(lambda: api.call("GET", f"/flow_runs/{run}")["state"]["type"] == "CANCELLED", "it is cancelled")
+
+
+def start_training(house: House) -> str:
+    """Have the worker run a deployment that trains for minutes; the flow run's id."""
+    api = house.api()
+    deployment = api.call("GET", "/deployments/name/pipeline/on-demand")["id"]
+    parameters = {"overrides": ["train.max_steps=30000"]}
+    run = api.call("POST", f"/deployments/{deployment}/create_flow_run", parameters=parameters, state={"type": "SCHEDULED"})
+    return str(run["id"])
 
 
 def stages_of(clone: HouseClone) -> dict[psutil.Process, str]:
@@ -261,31 +273,29 @@ def test_a_wrong_schedule_is_said_in_one_line(clone: HouseClone) -> None:
     assert clone.processes() == set()
 
 
-def test_a_house_ends_in_one_line_when_a_server_of_it_dies(clone: HouseClone, tmp_path: Path) -> None:
-    with started_house(clone, tmp_path / "up.log") as house:
+def test_a_house_ends_in_one_line_when_a_server_of_it_dies(own_clone: HouseClone, tmp_path: Path) -> None:
+    with started_house(own_clone, tmp_path / "up.log") as house:
         commands = told(house.processes(), psutil.Process.cmdline)
         (server,) = [process for process, command in commands.items() if command[1:4] == ["-m", "mlflow", "server"]]
         server.kill()
-        until(lambda: house.is_over() and not clone.processes(), "the house ends")
+        until(lambda: house.is_over() and not own_clone.processes(), "the house ends")
         assert house.process.returncode == 1
         assert house.log.read_text().splitlines()[-1] == "error: mlflow has ended: see the end of .prosemill/logs/mlflow.log"
 
 
-def test_a_house_that_is_killed_while_a_stage_works_leaves_no_process(house: House, clone: HouseClone, tmp_path: Path) -> None:
+def test_a_house_that_is_killed_while_a_stage_works_leaves_no_process(house: House, own_clone: HouseClone, tmp_path: Path) -> None:
     """With a tracking server that the user names, as it does without one: it runs none of its own, and needs no port for one."""
     prefect, service = free_ports(2)
     named = {"MLFLOW_TRACKING_URI": house.mlflow, **house.mlflow_environment}
-    with started_house(clone, tmp_path / "up.log", (prefect, house.ports[1], service), **named) as killed:
+    with started_house(own_clone, tmp_path / "up.log", (prefect, house.ports[1], service), **named) as killed:
         assert f"MLflow   {house.mlflow}\n" in killed.log.read_text()
-        assert not [command for command in told(clone.processes(), psutil.Process.cmdline).values() if "mlflow" in command]
-        api = killed.api()
-        deployment = api.call("GET", "/deployments/name/pipeline/small")["id"]
-        api.call("POST", f"/deployments/{deployment}/create_flow_run", state={"type": "SCHEDULED"})
-        until(lambda: bool(stages_of(clone)), "a stage works")
+        assert not [command for command in told(own_clone.processes(), psutil.Process.cmdline).values() if "mlflow" in command]
+        start_training(killed)
+        until(lambda: bool(stages_of(own_clone)), "a stage works")
         started = killed.processes()
         killed.process.kill()
         assert killed.process.wait() == -signal.SIGKILL
-        until(lambda: not living(started | clone.processes()), "nothing of the house is left")
+        until(lambda: not living(started | own_clone.processes()), "nothing of the house is left")
 
 
 def failed(finished: "subprocess.CompletedProcess[str]", after: tuple[str, ...] = ()) -> str:

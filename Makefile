@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: run up test soak lint ui bench clean help
+.PHONY: run up test types pytest soak lint ui bench clean help
 
 run: $(VENV)/run.done ## Raw text to a registered model: set up, run what has changed, show the result
 	python -m flows
@@ -16,7 +16,14 @@ run: $(VENV)/run.done ## Raw text to a registered model: set up, run what has ch
 up: $(VENV)/run.done ## All servers of this workspace: Prefect with its deployments, MLflow, the service; Ctrl-C ends them
 	prosemill up
 
-test: $(VENV)/test.done $(if $(FILES),,lint) ## Linters, types and all tests; FILES=tests/tokens: these tests alone
+test: $(VENV)/test.done ## Linters, types and all tests; FILES=tests/tokens: these tests alone
+	$(if $(FILES),,ruff check . && ruff format --check .)
+	@$(MAKE) --no-print-directory --jobs 2 $(if $(FILES),,types) pytest
+
+types: $(VENV)/test.done # beside the tests, as it takes one processor a minute or two; it prints nothing but errors
+	@mypy --no-error-summary
+
+pytest: $(VENV)/test.done
 	pytest --numprocesses auto --maxprocesses 4 --max-worker-restart 0 $(FILES)
 
 soak: $(VENV)/test.done ## Long campaigns of attacks, some hours; CAMPAIGNS="kills promotions" SEED=7: these alone, from another seed

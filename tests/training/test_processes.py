@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from tests.conftest import environment
 from tests.training import sabotage
 from tests.training.conftest import FULL, inside, train, train_section
 from tests.training.test_resume import Cut, cut_at, result
-from tests.waiting import LIMIT
+from tests.waiting import LIMIT, until
 
 ROOT = Path(__file__).parents[2]
 NAMING_THE_BASE = {"trained/adapter/README.md", "trained/adapter/adapter_config.json"}
@@ -244,11 +243,8 @@ def test_no_process_outlives_the_stage_that_started_it(blocks: Path, tiny_model:
     env = workspace_of(tmp_path, section_in(2, max_steps=1_000_000), blocks, tiny_model)
     stage = subprocess.Popen([sys.executable, "-m", "stages.train"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
     try:
-        end = time.monotonic() + 100
-        while not list(tmp_path.glob(".checkpoints/*/checkpoint-8")):
-            assert stage.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        until(lambda: any(tmp_path.glob(".checkpoints/*/checkpoint-8")) or stage.poll() is not None, "a checkpoint is saved")
+        assert stage.poll() is None, "it trains"
         family = psutil.Process(stage.pid).children(recursive=True)
     finally:
         stage.kill()

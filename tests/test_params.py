@@ -55,7 +55,7 @@ HUB = {"source": "hub", "name": "model", "repository": "a/b", "revision": "main"
         ("download", {"corpus": PYTHON, "model": HUB}, r"model\.revision`"),
         ("download", {"corpus": PYTHON, "model": {**SCRATCH, "hidden_size": 65}}, r"hidden_size 65 is not a multiple of num_heads 4"),
         ("download", {"corpus": PYTHON, "model": SCRATCH, "test_share": 0.6, "validation_share": 0.5}, r"leave nothing for training"),
-        ("evaluate", {"num_prompts": 2, "num_shown": 6}, r"num_shown 6 is more than num_prompts 2"),
+        ("evaluate", {"num_prompts": 5, "num_shown": 6}, r"num_shown 6 is more than num_prompts 5"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(name: str, values: dict[str, Any], message: str) -> None:

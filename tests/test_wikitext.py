@@ -83,6 +83,11 @@ def test_only_a_heading_between_blank_lines_begins_an_article() -> None:
     ]
 
 
+def test_a_last_line_is_a_heading_only_after_a_blank_line() -> None:
+    assert [title for title, _ in articles([b" Prose \n", b" = Title = \n"])] == [""]
+    assert [title for title, _ in articles([b" Prose \n", b" \n", b" = Title = \n"])] == ["", "Title"]
+
+
 def test_blank_lines_before_the_first_heading_belong_to_it() -> None:
     assert read(b" \n", b" = One = \n", b" \n") == [("One", b" \n = One = \n \n")]
     assert read() == []

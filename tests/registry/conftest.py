@@ -83,7 +83,7 @@ def running_server(name: str, folder: Path) -> Iterator[Server]:
     if name == "sqlite":
         yield Server(folder, f"sqlite:///{folder}/mlflow.db")
         return
-    with postgresql(folder / "postgresql") as store, mlflow_server(folder, store) as address:
+    with postgresql() as store, mlflow_server(folder, store) as address:
         yield Server(folder, address)
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -24,12 +25,15 @@ def postgresql_programs() -> Path | None:
 
 
 @contextmanager
-def postgresql(folder: Path) -> Iterator[str]:
-    """A database server on a socket in `folder`; its SQLAlchemy address. Root, who may not run it, lets the user postgres do so."""
+def postgresql() -> Iterator[str]:
+    """A database server on a socket; its SQLAlchemy address. Root, who may not run it, lets the user postgres do so.
+
+    It does not lie in pytest's own folder, to which another run of pytest, when it begins, denies access for all other users.
+    """
     programs = postgresql_programs()
     assert programs is not None
     user = "postgres" if os.geteuid() == 0 else getpass.getuser()
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="prosemill-postgresql-"))
     shutil.chown(folder, user)
     for parent in folder.parents:  # the other user must reach it
         if os.geteuid() == 0 and parent.stat().st_uid == 0 and parent != Path("/"):
@@ -44,6 +48,7 @@ def postgresql(folder: Path) -> Iterator[str]:
         yield f"postgresql+psycopg2://prosemill@/postgres?host={folder}"
     finally:
         subprocess.run([*control, "--mode=immediate", "stop"], check=True, **quiet)
+        shutil.rmtree(folder)
 
 
 @contextmanager

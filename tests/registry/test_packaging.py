@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import prosemill
 from prosemill.errors import ProsemillError
-from prosemill.families import families
+from prosemill.families import families, family_of, read_config
 from prosemill.packaged import CODE, REQUIREMENTS, PackagedModel
-from prosemill.pretrained import load_model
+from prosemill.pretrained import end_of_text_id, load_model, load_tokenizer
 from prosemill.registry import packaging
 from prosemill.registry.packaging import Package, log_package, pinned
 from prosemill.registry.store import package_digest
@@ -80,6 +80,21 @@ def test_a_prompts_text_depends_on_its_own_params_alone(trained: Path) -> None:
     for wrong in ({"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"seed": -1}):
         with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
             texts(prompts, **wrong)
+
+
+def test_a_prompt_and_its_new_tokens_may_fill_the_context_and_no_more(trained: Path) -> None:
+    model = PackagedModel()
+    model.open(trained)
+    family, tokenizer, prompt = family_of(trained), load_tokenizer(trained), pd.DataFrame({"prompt": ["The history of"]})
+    tokens = tokenizer.encode("The history of", add_special_tokens=False)
+    num_given = family.num_given(family.prompt([tokens], end_of_text_id(tokenizer)))
+    context = family.context_size(read_config(trained))
+    if context is None:  # relative positions have no bound
+        assert model.predict(None, prompt, {"max_new_tokens": 300})["generated_text"][0]
+        return
+    assert model.predict(None, prompt, {"max_new_tokens": context - num_given})["generated_text"][0]
+    with pytest.raises(ValueError, match=f"are {context + 1} tokens, and the model sees {context} at most"):
+        model.predict(None, prompt, {"max_new_tokens": context - num_given + 1})
 
 
 def test_a_package_with_other_weights_is_refused(

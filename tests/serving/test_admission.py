@@ -9,9 +9,22 @@ from typing import Any
 import pytest
 import requests
 
+from prosemill.serving.admission import Admission, BusyError
 from tests.serving.asking import GREEDY, LONG, PROMPT, ask, events, hold_steps, is_empty
 from tests.serving.conftest import Served
 from tests.waiting import LIMIT, until
+
+
+def test_what_has_ended_leaves_its_place_and_its_tokens() -> None:
+    rejected: list[None] = []
+    admission = Admission(max_requests=2, max_tokens=100, note_rejection=lambda: rejected.append(None))
+    for _ in range(3):
+        with admission.admit() as take:
+            take(70)
+            with pytest.raises(BusyError), admission.admit() as take_more:
+                take_more(40)
+        assert (admission.num_requests, admission.num_tokens) == (0, 0)
+    assert len(rejected) == 3
 
 
 def test_more_than_there_is_room_for_is_told_when_to_come_back(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:

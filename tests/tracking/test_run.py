@@ -1,5 +1,6 @@
 """One run per fingerprint, with everything that leads from its numbers to its data and commit; a lost server loses no run."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -216,3 +217,10 @@ def is_ready(port: int) -> bool:
         return requests.get(f"http://127.0.0.1:{port}/health", timeout=LIMIT).ok
     except requests.RequestException:
         return False
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "accelerate", "peft"])
+def test_another_version_of_a_library_that_trains_is_another_run(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    before, version = run_fingerprint({"seed": 0}, "a", "b"), importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == library else version(name))
+    assert run_fingerprint({"seed": 0}, "a", "b") != before

@@ -199,36 +199,51 @@ def _main(rooms: list[str]) -> None:
     for mutant in MUTANTS:
         if not rooms or mutant.room in rooms:
             start = time.monotonic()
-            seen = first_failure(mutant) or "**no test**"
+            seen = first_failure(mutant) or "no test"
             print(f"| {mutant.room} | {mutant.effect} | {seen} | {time.monotonic() - start:.0f} |", flush=True)
 
 
 def first_failure(mutant: Mutant) -> str | None:
-    """The first test that fails with the bug; None if all pass."""
+    """The first test that fails with the bug, and passes without it; None if all pass.
+
+    Raises:
+        ProsemillError: a test fails without the bug too.
+    """
     with tempfile.TemporaryDirectory(prefix="prosemill-mutant-") as scratch:
-        copy = Path(scratch) / "copy"
+        copy = Path(scratch)
         tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
         for name in filter(None, tracked.split("\0")):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, copy / name)
-        plant(mutant, copy)
-        tests = [f"tests/{name}" for name in mutant.tests]
-        command = [sys.executable, "-m", "pytest", "--quiet", "--exitfirst", "--no-header", "-p", "no:cacheprovider", *tests]
-        # The copy's package, not the installed one, in the children of the tests too.
-        finished = subprocess.run(
-            command, cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}, capture_output=True, text=True, check=False
-        )
-    failed = [line.split(" ")[1] for line in finished.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+
+        replace(copy, mutant.path, mutant.right, mutant.wrong)
+        failed = run_tests(copy, *mutant.tests)
+        if failed is not None:
+            shutil.copyfile(ROOT / "prosemill" / mutant.path, copy / "prosemill" / mutant.path)
+            if run_tests(copy, failed) is not None:
+                raise ProsemillError(f"tests/{failed} fails without a bug in {mutant.path} too: mend it first")
+        return failed
+
+
+def run_tests(folder: Path, *tests: str) -> str | None:
+    """Run tests, given below `tests/`, in a copy of the repository until the first fails; its name."""
+    names = [f"tests/{test}" for test in tests]
+    command = [sys.executable, "-m", "pytest", "--quiet", "--exitfirst", "--no-header", "-p", "no:cacheprovider", *names]
+    # The copy's package, not the installed one, in the children of the tests too.
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    lines = [line for line in finished.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    failed = [line.partition(" tests/")[2].partition(" - ")[0] for line in lines]
     assert bool(failed) == (finished.returncode != 0), finished.stdout + finished.stderr
-    return failed[0].removeprefix("tests/") if failed else None
+    return failed[0] if failed else None
 
 
-def plant(mutant: Mutant, root: Path) -> None:
+def replace(root: Path, path: str, right: str, wrong: str) -> None:
     """Put the bug into a copy of the repository."""
-    path = root / "prosemill" / mutant.path
-    text = path.read_text(encoding="utf-8")
-    assert text.count(mutant.right) == 1, f"{path} has not once {mutant.right!r}"
-    path.write_text(text.replace(mutant.right, mutant.wrong), encoding="utf-8")
+    file = root / "prosemill" / path
+    text = file.read_text(encoding="utf-8")
+    assert text.count(right) == 1, f"{file} has not once {right!r}"
+    file.write_text(text.replace(right, wrong), encoding="utf-8")
 
 
 if __name__ == "__main__":

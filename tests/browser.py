@@ -115,7 +115,9 @@ def running_browser() -> Iterator[Browser]:
     options.binary_location = CHROMIUM
     options.add_argument("--headless=new")
     options.add_argument("--disable-dev-shm-usage")  # in a container it is too small
-    options.add_argument("--force-prefers-reduced-motion")  # without a GPU, what moves takes half a processor
+    if PICTURES is None:
+        # Prefect's page draws its graph sixty times a second, which takes half a processor where there is no GPU.
+        options.add_argument("--disable-3d-apis")
     options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
     if os.geteuid() == 0:
         options.add_argument("--no-sandbox")

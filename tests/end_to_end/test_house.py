@@ -30,6 +30,7 @@ from tests.end_to_end.house import (
     started_house,
     told,
 )
+from tests.end_to_end.prefect_api import PrefectApi
 from tests.ports import free_ports
 from tests.waiting import until
 
@@ -230,7 +231,8 @@ def test_a_second_house_in_the_same_workspace_is_refused(house: House) -> None:
 
 
 def test_a_deployments_run_that_is_cancelled_in_the_page_ends(house: House) -> None:
-    api, clone, run = house.api(), house.clone, start_training(house)
+    api, clone = house.api(), house.clone
+    run = start_training(api)
     until(lambda: api.task_states(run).get("train") == "Running" and "stages.train" in stages_of(clone).values(), "it trains")
     steps = {process for process in clone.processes() if "--single-item" in process.cmdline()} | stages_of(clone).keys()
     api.call("POST", f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
@@ -238,9 +240,8 @@ def test_a_deployments_run_that_is_cancelled_in_the_page_ends(house: House) -> N
     until(lambda: api.call("GET", f"/flow_runs/{run}")["state"]["type"] == "CANCELLED", "it is cancelled")
 
 
-def start_training(house: House) -> str:
+def start_training(api: PrefectApi) -> str:
     """Have the worker run a deployment that trains for minutes; the flow run's id."""
-    api = house.api()
     deployment = api.call("GET", "/deployments/name/pipeline/on-demand")["id"]
     parameters = {"overrides": ["train.max_steps=30000"]}
     run = api.call("POST", f"/deployments/{deployment}/create_flow_run", parameters=parameters, state={"type": "SCHEDULED"})
@@ -290,7 +291,7 @@ def test_a_house_that_is_killed_while_a_stage_works_leaves_no_process(house: Hou
     with started_house(own_clone, tmp_path / "up.log", (prefect, house.ports[1], service), **named) as killed:
         assert f"MLflow   {house.mlflow}\n" in killed.log.read_text()
         assert not [command for command in told(own_clone.processes(), psutil.Process.cmdline).values() if "mlflow" in command]
-        start_training(killed)
+        start_training(killed.api())
         until(lambda: bool(stages_of(own_clone)), "a stage works")
         started = killed.processes()
         killed.process.kill()

@@ -55,7 +55,8 @@ MUTANTS = (
         'return folder.name.endswith(f"-{_digest(',
         'return True or folder.name.endswith(f"-{_digest(',
         "an altered Bento counts as built",
-        ("bento",),
+        # The others start programs where nothing else is installed, into which the copy would come by PYTHONPATH.
+        ("bento/test_build.py::test_an_altered_bento_is_built_anew",),
     ),
     Mutant(
         "comparison.py",

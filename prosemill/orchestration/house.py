@@ -226,7 +226,7 @@ def mlflow_environment(port: int) -> dict[str, str]:
     write_durably(settings, MLFLOW_AUTH.format(users=str(users).replace("%", "%%")))
     return {
         "MLFLOW_BACKEND_STORE_URI": tracking_uri(),
-        # Seven processes that evaluate what others' language models wrote, which nothing here asks for.
+        # Its evaluation jobs would be seven more processes, and nothing here submits one.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": os.environ.get("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"),
         "MLFLOW_SERVER_ALLOWED_HOSTS": os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS", f"{LOCAL}:{port},localhost:{port}"),
         "MLFLOW_AUTH_CONFIG_PATH": str(settings),

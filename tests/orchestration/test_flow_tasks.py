@@ -68,3 +68,13 @@ def test_a_forced_run_takes_no_stage_for_unchanged(monkeypatch: pytest.MonkeyPat
     pipeline.run_stages(page, force, pipeline.Hours(), 0, lambda: None)
     assert called == [("download", not force, force), ("train", False, force)]
     assert [(row.stage, row.result) for row in page.show_stages.call_args.args[0]] == [("download", "ran"), ("train", "ran")]
+
+
+@pytest.mark.parametrize(("result", "name"), [("ran", "Completed"), ("cached", "Cached"), ("unchanged", "Unchanged")])
+def test_a_stages_state_is_called_by_what_came_of_it(monkeypatch: pytest.MonkeyPatch, result: str, name: str) -> None:
+    from flows import pipeline
+
+    monkeypatch.setattr(pipeline, "get_run_logger", MagicMock())
+    monkeypatch.setattr(pipeline, "reproduce", lambda *_, **__: result)
+    state = pipeline.stage.fn("train", MagicMock(), False, False, 1.0, 0, lambda: None)
+    assert (state.name, state.type.value, state.message) == (name, "COMPLETED", f"train: {result}")

@@ -33,7 +33,12 @@ def postgresql() -> Iterator[str]:
     programs = postgresql_programs()
     assert programs is not None
     user = "postgres" if os.geteuid() == 0 else getpass.getuser()
-    folder = Path(tempfile.mkdtemp(prefix="prosemill-postgresql-"))
+    with tempfile.TemporaryDirectory(prefix="prosemill-postgresql-") as folder, _running(programs, Path(folder), user):
+        yield f"postgresql+psycopg2://prosemill@/postgres?host={folder}"
+
+
+@contextmanager
+def _running(programs: Path, folder: Path, user: str) -> Iterator[None]:
     shutil.chown(folder, user)
     for parent in folder.parents:  # the other user must reach it
         if os.geteuid() == 0 and parent.stat().st_uid == 0 and parent != Path("/"):
@@ -45,10 +50,9 @@ def postgresql() -> Iterator[str]:
     control: list[str | Path] = [programs / "pg_ctl", "--pgdata", data, "--wait"]
     subprocess.run([*control, "--options", options, "--log", folder / "log", "start"], check=True, **quiet)
     try:
-        yield f"postgresql+psycopg2://prosemill@/postgres?host={folder}"
+        yield
     finally:
         subprocess.run([*control, "--mode=immediate", "stop"], check=True, **quiet)
-        shutil.rmtree(folder)
 
 
 @contextmanager
